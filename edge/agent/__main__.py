@@ -1,0 +1,212 @@
+"""The agent's command line: ``python -m edge.agent run|predict|health DIR``.
+
+It parses, calls, prints, and turns an error into one sentence and an exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edge.agent import install, rows, trial
+from edge.agent.device import Device
+from kit import errors, files
+from kit.runner import Runner
+
+#: Exit codes, the same as the kit's; the first class that fits decides.
+EXIT_CODES: tuple[tuple[type[errors.KitError], int], ...] = (
+    (errors.InputError, 2),
+    (errors.VerificationError, 3),
+    (errors.GateError, 4),
+    (errors.NotFoundError, 5),
+    (errors.ConflictError, 6),
+    (errors.UnavailableError, 7),
+    (errors.MissingDependencyError, 8),
+)
+
+_log = logging.getLogger("kit.agent")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: The command line without the program; None reads this process's.
+
+    Returns:
+        The exit code: 0 when all is well, otherwise one of ``EXIT_CODES``, 1 for an unhealthy device,
+        130 after an interrupt.
+    """
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO)
+    parsed = vars(_parser().parse_args(arguments))
+    command = parsed.pop("command")
+    try:
+        code: int = command(**parsed)
+    except errors.KitError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def run(folder: Path, *, once: bool, poll_s: float) -> int:
+    """Install what waits in ``incoming/``, then go on watching it.
+
+    Args:
+        folder: The device folder.
+        once: Return after one pass.
+        poll_s: Time between two looks, in seconds.
+
+    Returns:
+        0: the device runs a verified bundle.
+
+    Raises:
+        ConflictError: Another agent runs on this folder.
+        NotFoundError: The folder is no device, or nothing has been confirmed on it.
+        VerificationError: The current slot is damaged and there is none to fall back to.
+        UnavailableError: The disk is full or cannot be written.
+    """
+    device = Device.open(folder)
+    with device.lock():
+        device.prepare()
+        _finish(install.recover(device))
+        while not once:
+            try:
+                _install_waiting(device)
+            except errors.UnavailableError as error:  # what waits is tried again when there is room
+                _log.warning(f"error: {error.message}")
+            time.sleep(poll_s)
+        _install_waiting(device)
+        device.good_slot()
+    return 0
+
+
+def predict(folder: Path, *, input: Path, output: Path | None, limit: int | None) -> int:
+    """Answer the rows of a file with the current slot, as JSON Lines.
+
+    Args:
+        folder: The device folder.
+        input: Rows, ``.csv``, ``.jsonl`` or ``.json``.
+        output: The file to write; None prints.
+        limit: Most rows to answer; None for all.
+
+    Returns:
+        0.
+
+    Raises:
+        KitError: The device, the file or a row breaks a rule.
+    """
+    good = Device.open(folder).good_slot()
+    if good.fell_back:
+        _log.warning(f"warning: answering from the previous bundle: {good.fell_back}")
+    runner = Runner.open(good.sealed.folder, threads=trial.THREADS)
+    table = rows.read_rows(input, signature=runner.signature, limit=limit)
+    answers = runner.run(runner.signature.from_rows(table))
+    text = "".join(f"{line}\n" for line in rows.answer_lines(answers, signature=runner.signature))
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        files.write_atomic(output, text.encode())
+    return 0
+
+
+def health(folder: Path) -> int:
+    """Print one JSON object that says what the device runs and how well.
+
+    Args:
+        folder: The device folder.
+
+    Returns:
+        0 when the current slot verifies and passes its golden rows within its latency budget, otherwise 1.
+
+    Raises:
+        NotFoundError: The folder is no device.
+        VerificationError: The state cannot be read.
+    """
+    device = Device.open(folder)
+    state = device.state()
+    found: dict[str, Any] = {
+        "phase": state.phase,
+        "digest": state.current,
+        "rejected": dict(state.rejected),
+        "last_report": state.to_json()["last_report"],
+    }
+    try:
+        good = device.good_slot()
+        found.update(trial.examine(good.sealed).to_json())
+        found["reason"] = good.fell_back or found["reason"]
+    except errors.KitError as error:
+        found["reason"] = error.message
+    found["healthy"] = not found["reason"]
+    print(json.dumps(found, indent=2, sort_keys=True))
+    return 0 if found["healthy"] else 1
+
+
+def _trial(folder: Path, *, digest: str) -> int:
+    found = trial.examine_as_child(Device.open(folder), digest=digest)
+    print(json.dumps(found), flush=True)
+    return 1 if found["reason"] else 0
+
+
+def _install_waiting(device: Device) -> None:
+    for path in device.waiting():
+        _finish(install.install(device, path))
+
+
+def _finish(steps: Iterator[str]) -> None:
+    for step in steps:
+        _log.debug(step)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m edge.agent", description="Install bundles on this device and answer from them."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Any, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.add_argument("folder", type=Path, metavar="DIR", help="the device folder")
+        added.set_defaults(command=command)
+        return added
+
+    running = add("run", run, "Install what waits in incoming/, then go on watching it.")
+    running.add_argument("--once", action="store_true", help="return after one pass")
+    running.add_argument(
+        "--poll-s", type=_seconds, default=1.0, metavar="S", help="seconds between two looks (default 1)"
+    )
+    asking = add("predict", predict, "Answer the rows of a file, as JSON Lines.")
+    asking.add_argument("--input", type=Path, required=True, metavar="FILE", help="rows: .csv, .jsonl, .json")
+    asking.add_argument("--output", type=Path, metavar="FILE", help="where to write; printed when left out")
+    asking.add_argument("--limit", type=_count, metavar="N", help="answer the first N rows only")
+    add("health", health, "Print what the device runs and how well, as one JSON object.")
+    trying = add("trial", _trial, "Examine one slot; the agent calls this in a child process.")
+    trying.add_argument("digest", metavar="DIGEST", help="the slot")
+    return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0.01 <= value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0.01 and 3600 seconds")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

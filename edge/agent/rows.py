@@ -1,0 +1,152 @@
+"""Rows in, answers out: JSON Lines, JSON and CSV with the standard library alone.
+
+A row is a JSON object, column to value; a CSV cell becomes a number, a truth value or a string as
+the signature wants it. Whether a value is allowed is for ``kit.signature`` to say.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kit.errors import InputError, nearest
+from kit.signature import Signature
+
+SUFFIXES = (".csv", ".json", ".jsonl")
+"""File types that can be read; the suffix decides."""
+
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
+_Rows = Iterator[dict[str, Any]]
+
+
+def read_rows(path: Path, *, signature: Signature, limit: int | None = None) -> list[dict[str, Any]]:
+    """Read rows of a file.
+
+    Args:
+        path: ``.csv`` with a header, ``.jsonl`` with an object per line, or ``.json`` with one list of
+            objects; UTF-8.
+        signature: Says which CSV columns are strings or truth values.
+        limit: Most rows to read, from the first; None for all.
+
+    Returns:
+        One object per row, column to value; an empty CSV cell of a number is None.
+
+    Raises:
+        InputError: The file is absent, of another type, empty or not what its suffix says; the sentence
+            names the row, counted from 0.
+    """
+    readers = {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _jsonl_rows}
+    suffix = path.suffix.lower()
+    if suffix not in readers:
+        raise InputError(f"rows cannot be read from {path}", hint=nearest(suffix, SUFFIXES))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist", hint="name a file of rows") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: byte {error.start} is wrong") from error
+    rows = list(itertools.islice(readers[suffix](text, path, signature), limit))
+    if not rows:
+        raise InputError(f"{path} holds no rows")
+    return rows
+
+
+def answer_lines(answers: Mapping[str, np.ndarray], *, signature: Signature) -> Iterator[str]:
+    """Write answers as JSON Lines.
+
+    Args:
+        answers: What ``kit.runner.Runner.run`` returned.
+        signature: Names the classes.
+
+    Yields:
+        One line per row, without its newline: ``label`` (the class's name) and ``probabilities`` (in the
+        order of the classes), or ``value``.
+    """
+    if "value" in answers:
+        for value in answers["value"]:
+            yield json.dumps({"value": _short(value)})
+        return
+    labels = signature.class_names(answers["label"])
+    for row, label in enumerate(labels):
+        probabilities = [_short(value) for value in answers["probabilities"][row]]
+        yield json.dumps({"label": label, "probabilities": probabilities}, ensure_ascii=False)
+
+
+def _short(value: Any) -> float:
+    """Give a float32 with no more digits than tell it from its neighbours."""
+    return float(str(value))
+
+
+def _jsonl_rows(text: str, path: Path, signature: Signature) -> _Rows:
+    lines = (line for line in text.split("\n") if line.strip())
+    for row, line in enumerate(lines):
+        yield _object(_parsed(line, f"{path}, row {row},"), f"{path}, row {row},")
+
+
+def _json_rows(text: str, path: Path, signature: Signature) -> _Rows:
+    values = _parsed(text, str(path))
+    if not isinstance(values, list):
+        raise InputError(f"{path} holds a {type(values).__name__} where a list of objects is expected")
+    for row, value in enumerate(values):
+        yield _object(value, f"{path}, row {row},")
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON: {error}") from error
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where} holds a {type(value).__name__} where an object is expected")
+    return value
+
+
+def _csv_rows(text: str, path: Path, signature: Signature) -> _Rows:
+    dtypes = {column: spec.dtype for spec in signature.inputs for column in spec.columns}
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader, [])
+        twice = [name for name in header if header.count(name) > 1]
+        if twice:
+            raise InputError(f"{path} has the column {twice[0]!r} twice")
+        for row, cells in enumerate(cells for cells in reader if cells):
+            where = f"{path}, row {row}"
+            if len(cells) != len(header):
+                raise InputError(f"{where} has {len(cells)} cells where the header has {len(header)}")
+            yield {
+                name: _cell(cell, dtypes[name], f"{where}, column {name!r}")
+                for name, cell in zip(header, cells)
+                if name in dtypes
+            }
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num} is not CSV: {error}") from error
+
+
+def _cell(cell: str, dtype: str, where: str) -> Any:
+    if dtype == "string" or cell.startswith("["):  # a list is the signature's to read
+        return cell
+    if not cell.strip():
+        return None
+    if dtype == "bool":
+        if cell.strip().lower() not in _TRUTH:
+            raise InputError(f"{where}: {cell!r} is neither true nor false")
+        return _TRUTH[cell.strip().lower()]
+    try:
+        if "_" in cell:  # Python would read 1_000
+            raise ValueError
+        return float(cell) if dtype.startswith("float") else int(cell)
+    except ValueError as error:
+        kind = "a number" if dtype.startswith("float") else "a whole number"
+        raise InputError(f"{where}: {cell!r} is not {kind}") from error

@@ -1,0 +1,197 @@
+"""The trial: does this slot answer rightly and in time on this machine?
+
+``examine`` measures a verified slot in the process that calls it. ``run_trial`` does so in a child
+process, because a model file can crash or hang whoever loads it. Neither decides what happens to the
+slot (``edge.agent.install`` does).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge.agent.device import Device
+from kit import golden
+from kit.errors import GateError, KitError
+from kit.runner import Runner
+from kit.seal import Sealed
+
+TIMEOUT_S = 60.0
+"""Longest time a trial may take."""
+
+THREADS = 1
+"""Engine threads of the agent: in the trial as in every prediction, so the latency is the one promised."""
+
+_N_CALLS = 50
+_MEASURE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a slot showed when it was asked its golden rows.
+
+    Attributes:
+        digest: The slot that ran.
+        name: Name of the model.
+        target: Target of the bundle.
+        release: Release counter of the bundle.
+        engine: Engine that ran it.
+        engine_version: Version of that engine's runtime.
+        n_rows: Golden rows asked.
+        agreement: Share of rows whose label equals the reference's; None for regression.
+        output_error: Mean absolute difference to the reference's outputs, in the bundle's unit; None
+            when it is not finite.
+        latency_ms: Median time to answer one row, preprocessing included.
+        max_latency_ms: The bundle's budget; None when it has none.
+        reason: The first rule it breaks; empty when it passed.
+    """
+
+    digest: str
+    name: str
+    target: str
+    release: int
+    engine: str
+    engine_version: str
+    n_rows: int
+    agreement: float | None
+    output_error: float | None
+    latency_ms: float
+    max_latency_ms: float | None
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the examination as a JSON object."""
+        return dataclasses.asdict(self)
+
+
+def examine(sealed: Sealed) -> Examination:
+    """Ask a verified slot its golden rows and measure how long one row takes.
+
+    Args:
+        sealed: The slot, opened just now.
+
+    Raises:
+        KitError: The slot cannot answer at all: an engine is missing, or refuses the file.
+    """
+    runner = Runner.open(sealed.folder, threads=THREADS)
+    report = runner.check_golden()
+    latency_ms = _median_latency_ms(runner)
+    limit = runner.manifest.get("budgets", {}).get("max_latency_ms")
+    reason = report.reason
+    if not reason and limit is not None and latency_ms > limit:
+        reason = f"one row takes {latency_ms:.3g} ms, above the budget of {limit:g} ms"
+    return Examination(
+        digest=sealed.digest,
+        name=str(runner.manifest["name"]),
+        target=str(runner.manifest["target"]),
+        release=int(runner.manifest["release"]),
+        engine=runner.engine.name,
+        engine_version=runner.engine.version,
+        n_rows=report.n_rows,
+        agreement=report.agreement,
+        output_error=report.output_error if math.isfinite(report.output_error) else None,
+        latency_ms=latency_ms,
+        max_latency_ms=limit,
+        reason=reason,
+    )
+
+
+def examine_as_child(device: Device, *, digest: str) -> dict[str, Any]:
+    """Be the child of ``run_trial``: verify a slot and examine it.
+
+    Returns:
+        The examination as JSON, or ``digest`` and ``reason`` alone when the slot cannot answer at all.
+    """
+    # Should the agent die, nobody is left to stop a hanging trial but the system's own timer.
+    signal.alarm(int(TIMEOUT_S) + 5)
+    try:
+        return examine(device.open_slot(digest)).to_json()
+    except KitError as error:
+        return {"digest": digest, "reason": f"{error.message}; {error.hint}" if error.hint else error.message}
+
+
+def run_trial(device: Device, *, digest: str, timeout_s: float) -> dict[str, Any]:
+    """Examine a slot in a child process.
+
+    Args:
+        device: The folder the slot is in.
+        digest: The slot.
+        timeout_s: How long the child may take before it is killed.
+
+    Returns:
+        The child's examination as JSON.
+
+    Raises:
+        GateError: The child crashed, hung, broke a rule or examined another slot.
+    """
+    command = [sys.executable, "-m", "edge.agent", "trial", str(device.folder), digest]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=child_environment(),
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired as error:
+        raise GateError(f"the trial did not end within {timeout_s:g} s") from error
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    found = _last_object(output)
+    if process.returncode < 0:
+        number = -process.returncode
+        raise GateError(f"the trial crashed with signal {number} ({signal.strsignal(number)})")
+    if process.returncode != 0 or not found:
+        last_words = errors.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+        raise GateError(str(found.get("reason") or f"the trial crashed: {last_words[0][:300]}"))
+    if found.get("digest") != digest:
+        raise GateError(f"the trial ran {str(found.get('digest'))[:12]} instead of {digest[:12]}")
+    return found
+
+
+def child_environment() -> dict[str, str]:
+    """Give the environment in which a child imports the same agent as this process."""
+    root = str(Path(__file__).resolve().parents[2])
+    inherited = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{inherited}" if inherited else root}
+
+
+def _median_latency_ms(runner: Runner) -> float:
+    inputs = golden.read_tensors(runner.folder / "golden" / "inputs.npz")
+    row = {name: array[:1] for name, array in inputs.items()}
+    durations = []
+    started = time.perf_counter()
+    for _ in range(_N_CALLS):
+        before = time.perf_counter()
+        runner.run(row)
+        after = time.perf_counter()
+        durations.append((after - before) * 1e3)
+        if after - started > _MEASURE_S:
+            break
+    return statistics.median(durations)
+
+
+def _last_object(output: bytes) -> dict[str, Any]:
+    """Read the last line a child printed; runtimes may have printed before it."""
+    lines = output.decode(errors="replace").strip().splitlines()
+    try:
+        value = json.loads(lines[-1]) if lines else {}
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

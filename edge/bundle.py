@@ -1,0 +1,163 @@
+"""Bundles: everything a device needs to answer, signed, in one reproducible file.
+
+    manifest.json                      what it is, for which release, how good, by which tools
+    signature.json                     inputs and outputs, as tables and requests have them
+    preprocessing.json                 the fitted preprocessing as data, where there is one
+    model.tflite | model.xml model.bin the network alone, for one engine
+    golden/                            sample inputs and the reference's answers
+    model.sig                          OMS signature over all of the above
+
+Nothing dated or timed is inside, so exporting the same version twice gives the same bytes. It
+does not convert or measure; ``kit.archive`` knows the file, ``kit.runner`` runs the content.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edge.targets import Core, Target
+from kit import archive
+from kit.errors import VerificationError
+from kit.files import canonical_json, read_json, write_atomic
+from kit.runner import FORMAT, read_manifest
+from kit.seal import open_sealed, seal
+from kit.signature import Signature
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle, every byte of it verified.
+
+    Attributes:
+        folder: Where its files lie.
+        manifest: Its manifest.json.
+        signature: Inputs and outputs.
+        digest: The sha256 that names its content.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    signature: Signature
+    digest: str
+
+
+def bundle_name(name: str, target: Target) -> str:
+    """Say what a model's bundle for a target is called, in its signature and as a file."""
+    return f"{name}-{target.name}"
+
+
+def write_parts(folder: Path, *, core: Core) -> None:
+    """Write what a bundle takes over from the model version: all but manifest and model files."""
+    version = core.version
+    (folder / "golden").mkdir()
+    for name in ("inputs.npz", "outputs.npz"):
+        shutil.copyfile(version.folder / "golden" / name, folder / "golden" / name)
+    write_atomic(folder / "signature.json", canonical_json(version.signature.to_json()))
+    if core.steps is not None:
+        write_atomic(folder / "preprocessing.json", canonical_json(core.steps.to_json()))
+
+
+def write_manifest(
+    folder: Path, *, core: Core, target: Target, release: int, facts: Mapping[str, Any]
+) -> None:
+    """Write or replace a bundle's manifest.
+
+    Args:
+        folder: The bundle's folder.
+        core: What the model file holds.
+        target: What it was made for.
+        release: The counter a device never goes back on.
+        facts: ``golden``, ``budgets``, ``metrics`` and ``calibration``; figures rounded by
+            ``rounded``.
+    """
+    version = core.version
+    manifest = {
+        "format": FORMAT,
+        "name": version.name,
+        "model_digest": version.digest,
+        "release": release,
+        "target": target.name,
+        "engine": target.engine,
+        "precision": target.precision,
+        "model": target.model,
+        "core": {"inputs": [core.input.to_json()], "outputs": [core.output.to_json()]},
+        "postprocessing": version.signature.task,
+        "classes": list(version.signature.classes),
+        "toolchain": {name: metadata.version(name) for name in sorted(target.packages)},
+        "lineage": version.manifest["lineage"],
+        **facts,
+    }
+    write_atomic(folder / "manifest.json", canonical_json(manifest))
+
+
+def rounded(figure: float) -> float:
+    """Keep six significant digits, so that the last bits of a sum change no bundle's bytes."""
+    return float(f"{figure:.6g}")
+
+
+def pack_bundle(folder: Path, path: Path, *, key: Path) -> str:
+    """Seal a bundle's folder and write it as one file.
+
+    Args:
+        folder: All of its files.
+        path: The bundle file, whole or not at all; an older one is replaced.
+        key: The private key that signs.
+
+    Returns:
+        The digest that names the content.
+    """
+    manifest = read_manifest(folder)
+    digest = seal(folder, name=f"{manifest['name']}-{manifest['target']}", key=key)
+    archive.pack(folder, path)
+    return digest
+
+
+def unpack_bundle(path: Path, *, folder: Path, trusted: Sequence[bytes]) -> Bundle:
+    """Unpack a bundle file into a new folder and verify it; what does not hold is not left there.
+
+    Args:
+        path: A file that ``pack_bundle`` wrote.
+        folder: Where its files shall lie; must not exist.
+        trusted: Public keys (PEM), one of which must have signed it.
+
+    Raises:
+        VerificationError: The archive, a digest, the signature or the manifest does not hold.
+        ConflictError: The folder exists.
+    """
+    archive.unpack(path, folder)
+    try:
+        return open_bundle(folder, trusted=trusted)
+    except VerificationError:
+        shutil.rmtree(folder)
+        raise
+
+
+def open_bundle(folder: Path, *, trusted: Sequence[bytes]) -> Bundle:
+    """Verify an unpacked bundle and open it.
+
+    Raises:
+        VerificationError: A digest, the signature, the file list or the manifest does not hold;
+            the message names the file.
+    """
+    sealed = open_sealed(folder, trusted=trusted, allowed=archive.BUNDLE_FILES)
+    missing = sorted(
+        {"manifest.json", "signature.json", "golden/inputs.npz", "golden/outputs.npz"} - set(sealed.files)
+    )
+    if missing:
+        raise VerificationError(f"{folder} has no {missing[0]}; it is not a bundle")
+    manifest = read_manifest(folder)
+    if sealed.name != f"{manifest['name']}-{manifest['target']}":
+        raise VerificationError(
+            f"{folder} is signed as {sealed.name!r}, but its manifest says {manifest['name']!r} for "
+            f"{manifest['target']!r}",
+            hint="export the bundle again",
+        )
+    if manifest["model"] not in sealed.files:
+        raise VerificationError(f"{folder} has no {manifest['model']}, which its manifest names")
+    signature = Signature.from_json(read_json(folder / "signature.json"))
+    return Bundle(folder, manifest, signature, sealed.digest)

@@ -1,0 +1,148 @@
+"""The one door to Ray: start or join it, and turn its error shapes into ours.
+
+Knows nothing of what runs there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kit.errors import KitError, MissingDependencyError, UnavailableError
+
+_log = logging.getLogger("kit")
+
+#: Left out of what travels to a cluster: state, keys, environments and version control.
+EXCLUDES = [".kit/", ".git/", ".venv*/", "**/__pycache__/", "bundles/", "report.html"]
+_PACKAGES = ("kit", "jobs", "serve", "edge")
+_CONNECT_TIMEOUT_S = 5.0
+
+
+@contextlib.contextmanager
+def connected(address: str | None, *, project_folder: Path) -> Iterator[None]:
+    """Have a Ray to run on while the block lasts.
+
+    Args:
+        address: ``host:port`` of a cluster; None starts a Ray on this machine, or, inside a
+            submitted job, joins the cluster that runs it.
+        project_folder: Travels to a cluster's workers together with the kit.
+
+    Raises:
+        UnavailableError: The cluster does not answer.
+        MissingDependencyError: Ray is not installed.
+    """
+    try:
+        # Ray runs workers at nice 15 unless told otherwise; read when it starts.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"this command needs Ray, which cannot be imported: {error}", hint="pip install 'kit[cluster]'"
+        ) from error
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    inside_job = address is None and bool(os.environ.get("RAY_ADDRESS"))
+    if inside_job:
+        ray.init(**quiet)
+    elif address is not None:
+        check_reachable(address)
+        _log.info("joining the cluster at %s", address)
+        try:
+            ray.init(address=address, runtime_env=shipped(project_folder), **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UnavailableError(
+                f"the cluster at {address} cannot be joined: {str(error)[:300]}",
+                hint="check the address and RAY_AUTH_TOKEN, or submit from outside: kit submit",
+            ) from error
+    else:
+        _log.info("starting Ray on this machine")
+        ray.init(address="local", include_dashboard=False, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def shipped(project_folder: Path, *, state: Path | None = None) -> dict[str, Any]:
+    """Say what travels to a cluster: the project's folder and the kit's own packages.
+
+    Args:
+        project_folder: Becomes the working folder of every process there.
+        state: Where the job keeps its state; sets ``KIT_STATE``.
+    """
+    root = Path(__file__).resolve().parents[1]
+    environment = {"KIT_STATE": str(state)} if state is not None else {}
+    return {
+        "working_dir": str(project_folder),
+        "py_modules": [str(root / package) for package in _PACKAGES],
+        "excludes": EXCLUDES,
+        "env_vars": environment,
+    }
+
+
+def check_reachable(address: str) -> None:
+    """Refuse an address where nobody listens, before Ray tries for minutes.
+
+    Args:
+        address: ``host:port``, with or without a scheme; ``auto`` is not checked.
+
+    Raises:
+        UnavailableError: Nobody answers there within five seconds.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.split("://")[-1].split("/")[0].rpartition(":")
+    if not host or not port.isdigit():
+        raise UnavailableError(
+            f"{address!r} is not host:port", hint="give an address like 10.0.0.5:6379 or http://10.0.0.5:8265"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise UnavailableError(
+            f"no cluster answers at {address}: {error.strerror or error}",
+            hint="start it (ray up ray-cluster.yaml), or leave --address out to run on this machine",
+        ) from error
+
+
+def is_local(address: str) -> bool:
+    """Say whether an address lies on this machine."""
+    host = address.split("://")[-1].split("/")[0].rpartition(":")[0]
+    return host in ("127.0.0.1", "localhost", "[::1]")
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Turn a failure that crossed Ray back into the error that was raised there.
+
+    Ray wraps one failure in several shapes; ours is dug out of each. What is not ours stays as
+    it came.
+    """
+    try:
+        yield
+    except Exception as error:  # every shape Ray gives an error is its own class
+        ours = _ours(error, depth=0)
+        if ours is not None and ours is not error:
+            raise ours from error
+        raise
+
+
+def _ours(error: object, *, depth: int) -> KitError | None:
+    if isinstance(error, KitError):
+        return error
+    if depth > 6 or not isinstance(error, BaseException):
+        return None
+    inner = [getattr(error, "cause", None), error.__cause__]
+    failures = getattr(error, "worker_failures", None)
+    if isinstance(failures, dict):
+        inner += list(failures.values())
+    inner += [getattr(error, "training_failed_error", None), getattr(error, "controller_failure", None)]
+    return next((found for each in inner if (found := _ours(each, depth=depth + 1)) is not None), None)

@@ -1,0 +1,292 @@
+"""The training loop: what runs inside each Ray Train worker.
+
+Gets arrays, gives back weights through checkpoints and figures through reports. It knows
+nothing of tables, registries or exports. Torch is imported when the loop starts.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kit.errors import InputError, ProjectError, nearest
+from kit.project import Project
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS = "weights.pt"
+BEST = "best.pt"
+PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """What a worker needs to know.
+
+    Attributes:
+        folder: The project's folder; where it does not exist, the working folder is used.
+        n_classes: How many classes; 0 for regression.
+        epochs, batch_size, learning_rate, weight_decay, patience_epochs, seed, threads: As in
+            ``TrainSettings``.
+    """
+
+    folder: str
+    n_classes: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    patience_epochs: int
+    seed: int
+    threads: int
+
+
+@dataclass
+class Epoch:
+    """Figures of one pass over the training rows.
+
+    Attributes:
+        epoch: From 1.
+        train_loss: Mean loss over the training rows.
+        validation_loss: Mean loss over the validation rows.
+    """
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+
+
+@dataclass
+class _Progress:
+    epochs: list[Epoch] = field(default_factory=list)
+    best_epoch: int = 0
+
+    @property
+    def best_loss(self) -> float:
+        return self.epochs[self.best_epoch - 1].validation_loss if self.best_epoch else math.inf
+
+
+def build_network(project: Project, *, n_features: int, n_classes: int) -> torch.nn.Module:
+    """Call the project's factory.
+
+    Args:
+        project: Names the factory and its parameters.
+        n_features: Columns the network reads after preprocessing, offered to a factory that
+            takes ``n_features``.
+        n_classes: Likewise; 0 for regression.
+
+    Raises:
+        ProjectError: The factory does not take a parameter, fails, or returns no module.
+    """
+    import torch
+
+    settings = project.settings.model
+    factory = project.load_object(settings.factory)
+    if not callable(factory):
+        raise ProjectError(f"{settings.factory!r} is a {type(factory).__name__}, not a function")
+    takes = inspect.signature(factory).parameters
+    free = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes.values())
+    for name in settings.parameters:
+        if name not in takes and not free:
+            raise ProjectError(
+                f"the factory {settings.factory!r} takes no parameter {name!r}", hint=nearest(name, takes)
+            )
+    offered = {"n_features": n_features, "n_classes": n_classes}
+    arguments = {name: value for name, value in offered.items() if name in takes} | settings.parameters
+    try:
+        network = factory(**arguments)
+    except Exception as error:  # the user's code may raise anything at all
+        raise ProjectError(
+            f"the factory {settings.factory!r} failed: {type(error).__name__}: {error}",
+            hint="correct the function or [model.parameters] in kit.toml",
+        ) from error
+    if not isinstance(network, torch.nn.Module):
+        raise ProjectError(
+            f"the factory {settings.factory!r} returned a {type(network).__name__}",
+            hint="return a torch.nn.Module",
+        )
+    return network
+
+
+def loop(config: dict[str, Any]) -> None:
+    """Train on this worker; Ray Train calls it on each.
+
+    Args:
+        config: ``fit`` (a FitConfig as a dict), ``arrays`` (a reference to train and validation
+            arrays) and ``progress`` (an actor that hears of each epoch).
+    """
+    import ray
+    import torch
+    from ray import train
+    from ray.train.torch import get_device, prepare_model
+
+    fit = FitConfig(**config["fit"])
+    torch.set_num_threads(fit.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.manual_seed(fit.seed)
+    arrays: dict[str, np.ndarray] = ray.get(config["arrays"])
+    folder = Path(fit.folder)
+    project = Project.open(folder if folder.is_dir() else Path.cwd())
+    network = build_network(
+        project, n_features=int(np.prod(arrays["train_x"].shape[1:])), n_classes=fit.n_classes
+    )
+    context = train.get_context()
+    network = prepare_model(network)
+    trainer = _Trainer(network, fit, arrays, device=get_device(), classes=fit.n_classes)
+    trainer.resume(train.get_checkpoint())
+    report = trainer.reporter(rank=context.get_world_rank(), heard_by=config["progress"])
+    trainer.run(rank=context.get_world_rank(), world=context.get_world_size(), report=report)
+
+
+class _Trainer:
+    """One worker's network, optimizer and place in the training."""
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        fit: FitConfig,
+        arrays: dict[str, np.ndarray],
+        *,
+        device: Any,
+        classes: int,
+    ) -> None:
+        import torch
+
+        self.network = network
+        self.fit = fit
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay
+        )
+        self.loss: Callable[..., torch.Tensor] = (
+            torch.nn.functional.cross_entropy if classes else torch.nn.functional.mse_loss
+        )
+        self.data = {
+            name: torch.from_numpy(np.array(array)).to(device)  # a copy: Ray's arrays are read-only
+            for name, array in arrays.items()
+        }
+        self.progress = _Progress()
+        self.best: dict[str, torch.Tensor] = {}
+
+    @property
+    def plain(self) -> torch.nn.Module:
+        """The network without the wrapper data-parallel training puts around it."""
+        inner: torch.nn.Module = getattr(self.network, "module", self.network)
+        return inner
+
+    def resume(self, checkpoint: Any) -> None:
+        """Go on where the last checkpoint stood; None starts from the beginning."""
+        import torch
+
+        if checkpoint is None:
+            return
+        with checkpoint.as_directory() as folder:
+            state = torch.load(Path(folder) / WEIGHTS, weights_only=True)
+            self.best = torch.load(Path(folder) / BEST, weights_only=True)
+            kept = json.loads((Path(folder) / PROGRESS).read_text())
+        self.plain.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = _Progress([Epoch(**each) for each in kept["epochs"]], kept["best_epoch"])
+
+    def finished(self) -> bool:
+        """Say whether the last epoch is done or patience has run out."""
+        done = len(self.progress.epochs)
+        return done >= self.fit.epochs or done - self.progress.best_epoch >= self.fit.patience_epochs
+
+    def run(self, *, rank: int, world: int, report: Callable[[Epoch], None]) -> None:
+        """Train until finished, reporting each epoch."""
+        while not self.finished():
+            epoch = len(self.progress.epochs) + 1
+            train_loss = self._pass(epoch, rank=rank, world=world)
+            figures = Epoch(epoch, *_agreed(train_loss, self._validate(), world=world))
+            if not (math.isfinite(figures.train_loss) and math.isfinite(figures.validation_loss)):
+                raise InputError(
+                    f"training diverged: the loss of epoch {epoch} is not finite",
+                    hint=f"lower learning_rate (now {self.fit.learning_rate:g}), or scale the inputs",
+                )
+            better = figures.validation_loss < self.progress.best_loss
+            self.progress.epochs.append(figures)
+            if better:
+                self.progress.best_epoch = epoch
+                self.best = {
+                    name: value.detach().cpu().clone() for name, value in self.plain.state_dict().items()
+                }
+            report(figures)
+
+    def reporter(self, *, rank: int, heard_by: Any) -> Callable[[Epoch], None]:
+        """Give the function that checkpoints and reports an epoch."""
+        from ray import train
+
+        def report(figures: Epoch) -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                checkpoint = None
+                if rank == 0:
+                    self._save(Path(folder))
+                    checkpoint = train.Checkpoint.from_directory(folder)
+                    heard_by.hear.remote(asdict(figures))
+                train.report(asdict(figures), checkpoint=checkpoint)
+
+        return report
+
+    def _save(self, folder: Path) -> None:
+        import torch
+
+        state = {"network": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save(state, folder / WEIGHTS)
+        torch.save(self.best, folder / BEST)
+        (folder / PROGRESS).write_text(json.dumps(asdict(self.progress)))
+
+    def _pass(self, epoch: int, *, rank: int, world: int) -> float:
+        """One pass over this worker's share of the rows, in an order that depends on seed and epoch."""
+        import torch
+
+        torch.manual_seed(self.fit.seed * 100_003 + epoch)  # dropout: the same after a resume
+        order = np.random.default_rng([self.fit.seed, epoch]).permutation(len(self.data["train_x"]))
+        share = len(order) // world
+        mine = torch.from_numpy(order[rank * share : (rank + 1) * share] if world > 1 else order)
+        self.network.train()
+        total = 0.0
+        for start in range(0, len(mine), self.fit.batch_size):
+            rows = mine[start : start + self.fit.batch_size]
+            if len(rows) < 2 <= len(mine):  # batch normalisation cannot learn from one row
+                continue
+            loss = self._loss(self.data["train_x"][rows], self.data["train_y"][rows])
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            self.optimizer.step()
+            total += float(loss.detach()) * len(rows)
+        return total / max(len(mine), 1)
+
+    def _validate(self) -> float:
+        import torch
+
+        self.network.eval()
+        total, n_rows = 0.0, len(self.data["validation_x"])
+        with torch.no_grad():
+            for start in range(0, n_rows, 4096):
+                x = self.data["validation_x"][start : start + 4096]
+                total += float(self._loss(x, self.data["validation_y"][start : start + 4096])) * len(x)
+        return total / n_rows
+
+    def _loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        answer = self.network(x)
+        return self.loss(answer.reshape(y.shape) if y.is_floating_point() else answer, y)
+
+
+def _agreed(train_loss: float, validation_loss: float, *, world: int) -> tuple[float, float]:
+    """Make every worker go on with the same figures: the mean of their losses."""
+    if world == 1:
+        return train_loss, validation_loss
+    import torch
+
+    both = torch.tensor([train_loss, validation_loss], dtype=torch.float64)
+    torch.distributed.all_reduce(both)
+    return float(both[0]) / world, float(both[1]) / world

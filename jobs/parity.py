@@ -1,0 +1,329 @@
+"""Whether a model file answers like the Python it was made from.
+
+Two functions from input tensors to output tensors are run on the same rows, ordinary and
+adversarial, and every value is compared. It knows nothing of torch, scikit-learn or files; the
+caller says what the reference and what the candidate is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kit.errors import GateError, InputError, ProjectError
+from kit.signature import Signature, Tensors, TensorSpec
+
+_HINT = (
+    "replace the preprocessing step or layer that differs; if such values cannot occur, bound the input "
+    "with minimum and maximum in kit.toml"
+)
+
+Answer = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+#: Strings no training set is likely to hold: unseen, non-ASCII, spaces, a quote, digits, long.
+STRANGE_STRINGS = ("never seen before", "Zürich 東京 \U0001f600", " ", "'\"\\", "0", "x" * 300)
+
+#: Values put where no bound forbids them: zeros, denormal, tiny, huge, the edges of float32.
+STRANGE_NUMBERS = (
+    0.0,
+    -0.0,
+    1e-45,
+    -1e-38,
+    1e-30,
+    1.0,
+    -1.0,
+    1e6,
+    -1e6,
+    1e15,
+    -1e15,
+    3.4028235e38,
+    -3.4028235e38,
+)
+
+# A wide input (an image) is probed one value at a time at this many places, not at all.
+_MAX_PLACES = 32
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """Compare one output of reference and candidate.
+
+    Attributes:
+        name: The output.
+        shape: The candidate's shape, rows first.
+        max_abs_difference: Over the values that are finite on both sides.
+        max_relative_difference: The same, divided by the larger of 1 and the reference row's
+            largest magnitude; this is what the tolerance bounds.
+        worst_row: Where that maximum stands, from 0.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    max_abs_difference: float
+    max_relative_difference: float
+    worst_row: int
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Say how close a candidate is to its reference.
+
+    Attributes:
+        n_rows: Rows compared.
+        tolerance: The bound on ``max_relative_difference``.
+        outputs: One entry per float output.
+        label_agreement: Share of rows with the same ``label``, 0 to 1; rows whose logits are not
+            finite are left out. None for regression.
+    """
+
+    n_rows: int
+    tolerance: float
+    outputs: tuple[OutputParity, ...]
+    label_agreement: float | None
+
+    @property
+    def max_relative_difference(self) -> float:
+        """The largest difference of all outputs."""
+        return max((output.max_relative_difference for output in self.outputs), default=0.0)
+
+
+def check_parity(
+    reference: Answer, candidate: Answer, *, rows: Mapping[str, np.ndarray], tolerance: float = 1e-4
+) -> ParityReport:
+    """Run both on the same rows, and the candidate on the first row alone, and compare.
+
+    A value is close enough when it differs by at most ``tolerance`` times the larger of 1 and
+    the largest magnitude in the reference's row. Where a row of the reference is not finite
+    (it overflowed, or a missing value went through), that of the candidate must not be either.
+    Labels must agree unless the two best logits are closer than the tolerance.
+
+    Args:
+        reference: What is right.
+        candidate: What is checked.
+        rows: Input tensors, one row at least.
+        tolerance: Relative, above 0.
+
+    Returns:
+        The differences, all within the tolerance.
+
+    Raises:
+        GateError: Names of outputs, a shape, a dtype or a value differ; the message names the
+            output, the row and both values.
+        InputError: There are no rows.
+    """
+    n_rows = len(next(iter(rows.values()), ()))
+    if n_rows == 0:
+        raise InputError("parity needs at least one row")
+    expected = {name: np.asarray(value) for name, value in reference(rows).items()}
+    found = {name: np.asarray(value) for name, value in candidate(rows).items()}
+    report = _compare(expected, found, n_rows=n_rows, tolerance=tolerance)
+    alone = {name: np.asarray(value) for name, value in candidate(_rows(rows, slice(0, 1))).items()}
+    _compare({name: value[:1] for name, value in expected.items()}, alone, n_rows=1, tolerance=tolerance)
+    return report
+
+
+def adversarial_rows(signature: Signature, *, sample: Mapping[str, np.ndarray]) -> Tensors:
+    """Build the rows on which exports go wrong, all of them allowed by the signature.
+
+    The sample's rows, changed: everything missing and each value missing (where nullable), unseen
+    and non-ASCII categories, empty strings, zeros, denormals, and the extremes the bounds leave,
+    in every place at once and one place at a time. Infinities are not among them: the signature
+    refuses them before a model sees one.
+
+    Args:
+        signature: What is allowed.
+        sample: Ordinary input tensors, one row at least.
+
+    Returns:
+        Input tensors; the first row is the sample's first.
+
+    Raises:
+        InputError: The sample itself breaks the signature, or is empty.
+    """
+    base = signature.validate(sample)
+    n_sample = len(next(iter(base.values())))
+    if n_sample == 0:
+        raise InputError("adversarial rows need a sample of at least one row")
+    rows: list[Tensors] = [_rows(base, slice(0, 1))]
+    for spec in signature.inputs:
+        for value in _strange(spec):
+            for place in (None, *_places(spec)):
+                row = {
+                    name: array.copy()
+                    for name, array in _rows(
+                        base, slice(len(rows) % n_sample, len(rows) % n_sample + 1)
+                    ).items()
+                }
+                flat = row[spec.name].reshape(1, -1)
+                flat[0, slice(None) if place is None else place] = value
+                rows.append(row)
+    stacked = {name: np.concatenate([row[name] for row in rows]) for name in base}
+    return signature.validate(stacked)
+
+
+def run_onnx(model: bytes) -> Answer:
+    """Answer with an ONNX graph on onnxruntime's CPU provider.
+
+    Args:
+        model: The bytes of ``model.onnx``, made by this process: they are not verified here.
+
+    Returns:
+        A function from input tensors to every output of the graph.
+
+    Raises:
+        ProjectError: The runtime does not accept the graph, or fails on the rows.
+    """
+    import onnxruntime as ort
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # its errors come as exceptions; what is left is noise
+    failures = (
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NotImplemented,
+        state.RuntimeException,
+    )
+    try:
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except failures as error:
+        raise ProjectError(
+            f"onnxruntime does not accept the exported graph: {str(error)[:200]}",
+            hint="use simpler options for the preprocessing step or network layer the message names",
+        ) from error
+    names = [output.name for output in session.get_outputs()]
+
+    def answer(tensors: Mapping[str, np.ndarray]) -> Tensors:
+        try:
+            return dict(zip(names, session.run(names, dict(tensors)), strict=True))
+        except failures as error:
+            raise ProjectError(f"onnxruntime fails on the exported graph: {str(error)[:200]}") from error
+
+    return answer
+
+
+def _rows(tensors: Mapping[str, np.ndarray], chosen: slice) -> Tensors:
+    return {name: array[chosen] for name, array in tensors.items()}
+
+
+def _places(spec: TensorSpec) -> list[int]:
+    """Choose positions within a row, evenly spread; none when the row is one value."""
+    if spec.row_size == 1:
+        return []
+    count = min(spec.row_size, _MAX_PLACES)
+    return sorted({int(place) for place in np.linspace(0, spec.row_size - 1, count)})
+
+
+def _strange(spec: TensorSpec) -> Sequence[object]:
+    if spec.dtype == "string":
+        return [*STRANGE_STRINGS, *([""] if spec.nullable else [])]
+    if spec.dtype == "bool":
+        return [False, True]
+    low = -np.inf if spec.minimum is None else spec.minimum
+    high = np.inf if spec.maximum is None else spec.maximum
+    if spec.dtype in ("int32", "int64", "uint8"):
+        info = np.iinfo(spec.dtype)
+        # beyond 2^24 float32, in which preprocessing computes, no longer holds every integer
+        edges = (low, high, 0, 1, -1, 255, 2**24, -(2**24))
+        return sorted({int(v) for v in edges if low <= v <= high and info.min <= v <= info.max})
+    bounds = [bound for bound in (spec.minimum, spec.maximum) if bound is not None]
+    numbers: list[object] = [_inside(value, spec) for value in bounds]
+    numbers += [value for value in STRANGE_NUMBERS if low <= np.float32(value) <= high]
+    return [*numbers, *([np.nan] if spec.nullable else [])]
+
+
+def _inside(value: float, spec: TensorSpec) -> float:
+    """Round a bound to float32 towards the inside of the allowed range."""
+    rounded = np.float32(value)
+    if spec.maximum is not None and rounded > spec.maximum:
+        return float(np.nextafter(rounded, np.float32(-np.inf)))
+    if spec.minimum is not None and rounded < spec.minimum:
+        return float(np.nextafter(rounded, np.float32(np.inf)))
+    return float(rounded)
+
+
+def _compare(
+    expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], *, n_rows: int, tolerance: float
+) -> ParityReport:
+    if set(expected) != set(found):
+        raise GateError(f"the model file answers {sorted(found)}, but its source answers {sorted(expected)}")
+    for name, values in expected.items():
+        if found[name].shape != values.shape or found[name].dtype != values.dtype:
+            raise GateError(
+                f"output {name!r} of the model file is {found[name].dtype} of shape "
+                f"{list(found[name].shape)}; its source gives {values.dtype} of shape {list(values.shape)} "
+                f"for {n_rows} rows"
+            )
+    outputs = tuple(
+        _close(name, values, found[name], tolerance=tolerance)
+        for name, values in expected.items()
+        if values.dtype.kind == "f"
+    )
+    agreement = _labels(expected, found, tolerance=tolerance) if "label" in expected else None
+    return ParityReport(n_rows=n_rows, tolerance=tolerance, outputs=outputs, label_agreement=agreement)
+
+
+def _close(name: str, expected: np.ndarray, found: np.ndarray, *, tolerance: float) -> OutputParity:
+    wide = expected.reshape(len(expected), -1).astype(np.float64)
+    other = found.reshape(len(found), -1).astype(np.float64)
+    finite = np.asarray(np.isfinite(wide).all(axis=1))
+    other_finite = np.asarray(np.isfinite(other).all(axis=1))
+    unequal = finite ^ other_finite
+    if unequal.any():
+        row = int(np.argmax(unequal))
+        raise GateError(_difference(name, row, expected, found, tolerance), hint=_HINT)
+    both = finite & other_finite
+    with np.errstate(invalid="ignore"):
+        absolute = np.where(both[:, None], np.abs(wide - other), 0.0)
+    scale = np.maximum(1.0, np.where(both[:, None], np.abs(wide), 0.0).max(axis=1, initial=0.0))
+    by_row = absolute.max(axis=1, initial=0.0) / scale
+    worst = int(np.argmax(by_row))
+    if by_row[worst] > tolerance:
+        raise GateError(_difference(name, worst, expected, found, tolerance), hint=_HINT)
+    return OutputParity(
+        name=name,
+        shape=tuple(found.shape),
+        max_abs_difference=float(absolute.max(initial=0.0)),
+        max_relative_difference=float(by_row[worst]),
+        worst_row=worst,
+    )
+
+
+def _difference(name: str, row: int, expected: np.ndarray, found: np.ndarray, tolerance: float) -> str:
+    right, wrong = expected[row].reshape(-1), found[row].reshape(-1)
+    with np.errstate(invalid="ignore"):
+        gap = np.abs(right.astype(np.float64) - wrong.astype(np.float64))
+    place = int(np.argmax(np.where(np.isnan(gap), np.inf, gap)))
+    where = f"output {name!r}, row {row}" + (f", value {place}" if len(right) > 1 else "")
+    return (
+        f"{where}: the model file answers {wrong[place]:.9g}, its source {right[place]:.9g} "
+        f"(tolerance {tolerance:g})"
+    )
+
+
+def _labels(
+    expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], *, tolerance: float
+) -> float:
+    right, wrong = expected["label"], found["label"]
+    differs = right != wrong
+    logits = expected.get("logits")
+    counted = np.ones(len(right), dtype=bool)
+    excused = np.zeros(len(right), dtype=bool)
+    if logits is not None and logits.shape[1] > 1:
+        counted = np.isfinite(logits).all(axis=1)
+        ordered = np.sort(logits.astype(np.float64), axis=1)
+        scale = np.maximum(1.0, np.abs(ordered).max(axis=1))
+        with np.errstate(invalid="ignore"):
+            excused = (ordered[:, -1] - ordered[:, -2]) <= tolerance * scale
+    wrong_rows = differs & counted & ~excused
+    if wrong_rows.any():
+        row = int(np.argmax(wrong_rows))
+        raise GateError(
+            f"output 'label', row {row}: the model file answers {int(wrong[row])}, "
+            f"its source {int(right[row])}"
+        )
+    return float(1.0 - differs[counted].mean()) if counted.any() else 1.0

@@ -1,0 +1,75 @@
+"""The table of commands: what each is called, which settings it takes, what it runs.
+
+Only names stand here, so ``kit --help`` imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        name: As typed.
+        summary: One line for ``kit --help``.
+        settings: Class in ``kit.settings`` that holds its settings.
+        run: ``module:function`` that does the work.
+        show: Function in ``kit.cli.show`` that prints its result.
+        needs_project: Whether it runs inside a project's folder.
+    """
+
+    name: str
+    summary: str
+    settings: str
+    run: str
+    show: str
+    needs_project: bool = True
+
+    def load_settings(self) -> Any:
+        """Import the settings class."""
+        return getattr(importlib.import_module("kit.settings"), self.settings)
+
+    def load_run(self) -> Callable[..., Any]:
+        """Import the function that does the work."""
+        module, _, name = self.run.partition(":")
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return function
+
+    def load_show(self) -> Callable[[Any], None]:
+        """Import the function that prints the result."""
+        function: Callable[[Any], None] = getattr(importlib.import_module("kit.cli.show"), self.show)
+        return function
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command("init", "write a runnable project", "InitSettings", "kit.init:init", "init", needs_project=False),
+    Command(
+        "doctor",
+        "tell what this machine has and lacks",
+        "DoctorSettings",
+        "kit.doctor:doctor",
+        "doctor",
+        needs_project=False,
+    ),
+    Command("keys", "make or show the key that signs", "KeysSettings", "kit.keys:keys", "keys"),
+    Command("train", "train and register a candidate", "TrainSettings", "jobs.train:train", "train"),
+    Command("models", "list, inspect and promote versions", "ModelsSettings", "kit.models:models", "models"),
+    Command("predict", "predict every row of a table", "PredictSettings", "jobs.predict:predict", "predict"),
+    Command("serve", "serve a model over HTTP", "ServeSettings", "kit.cli.serving:serve", "serve"),
+    Command("query", "ask an endpoint", "QuerySettings", "kit.query:query", "query"),
+    Command("export", "build and measure INT8 bundles", "ExportSettings", "edge.export:export", "export"),
+    Command("flash", "put a bundle on a device", "FlashSettings", "edge.flash:flash", "flash"),
+    Command("submit", "run train or predict on a cluster", "SubmitSettings", "jobs.submit:submit", "submit"),
+    Command("report", "write one page about all runs", "ReportSettings", "kit.report:report", "report"),
+)
+
+
+def find_command(name: str) -> Command | None:
+    """Find a command by name; None when there is no such."""
+    return next((command for command in COMMANDS if command.name == name), None)

@@ -1,0 +1,120 @@
+"""Flags of the command line, derived from the settings classes.
+
+A field becomes ``--its-name``; its description, unit and default become the help text. Values
+stay text or become what the field's type says; whether they are allowed is decided by the class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import types
+import typing
+from typing import TYPE_CHECKING, Any, Literal
+
+from kit.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from kit.settings import CommandSettings
+
+
+def add_flags(parser: argparse.ArgumentParser, cls: type[CommandSettings]) -> None:
+    """Add one argument or flag for each field of a settings class."""
+    for name, field in cls.model_fields.items():
+        if _is_positional(field):
+            _add_argument(parser, name, field)
+        else:
+            _add_flag(parser, name, field)
+
+
+def given(arguments: argparse.Namespace, cls: type[CommandSettings]) -> dict[str, Any]:
+    """Pick what the command line gave, as values the settings class can check.
+
+    Raises:
+        SettingsError: A value is not of the field's type.
+    """
+    values = {}
+    for name, field in cls.model_fields.items():
+        value = getattr(arguments, name, None)
+        if value is None or value == []:
+            continue
+        values[name] = [_typed(name, each, field) for each in value] if isinstance(value, list) else _typed(
+            name, value, field
+        )
+    return values
+
+
+def _is_positional(field: FieldInfo) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("positional"))
+
+
+def _add_argument(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+    nargs = "*" if _is_list(field) else None if field.is_required() else "?"
+    choices = _choices(field)
+    metavar = "|".join(choices) if choices else name.upper()
+    parser.add_argument(name, nargs=nargs, metavar=metavar, help=_help(field))
+
+
+def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+    flag = "--" + name.replace("_", "-")
+    if _kind(field) is bool:
+        parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=_help(field))
+    else:
+        choices = _choices(field)
+        parser.add_argument(
+            flag,
+            dest=name,
+            action="append" if _is_list(field) else "store",
+            metavar="|".join(choices) if choices else _kind(field).__name__.upper().replace("STR", "TEXT"),
+            help=_help(field),
+        )
+
+
+def _help(field: FieldInfo) -> str:
+    text = (field.description or "").rstrip(".").replace("%", "%%")
+    if field.is_required():
+        return text + " (required)" if not _is_positional(field) else text
+    default = field.get_default()
+    if default is None or default == () or default == "":
+        return text
+    shown = ", ".join(map(str, default)) if isinstance(default, tuple) else str(default).lower()
+    return f"{text} (default: {shown if not isinstance(default, str) else default})"
+
+
+def _inner(field: FieldInfo) -> Any:
+    """Strip Optional, tuple and Annotated from a field's type."""
+    kind: Any = field.annotation
+    while True:
+        origin = typing.get_origin(kind)
+        arguments = [each for each in typing.get_args(kind) if each is not type(None) and each is not ...]
+        if origin in (types.UnionType, typing.Union, tuple) or (origin is not None and origin is not Literal):
+            kind = arguments[0]
+        else:
+            return kind
+
+
+def _kind(field: FieldInfo) -> type:
+    inner = _inner(field)
+    return inner if isinstance(inner, type) else str
+
+
+def _choices(field: FieldInfo) -> tuple[str, ...]:
+    inner = _inner(field)
+    return typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return typing.get_origin(field.annotation) is tuple
+
+
+def _typed(name: str, value: Any, field: FieldInfo) -> Any:
+    kind = _kind(field)
+    if not isinstance(value, str) or kind is str:
+        return value
+    try:
+        return kind(json.loads(value)) if kind is int and not value.lstrip("-").isdigit() else kind(value)
+    except ValueError as error:
+        word = {"int": "a whole number", "float": "a number"}.get(kind.__name__, kind.__name__)
+        raise SettingsError(f"--{name.replace('_', '-')} {value}: {word} is expected") from error

@@ -1,0 +1,97 @@
+"""Engines: what runs a model file.
+
+One interface over onnxruntime, OpenVINO and LiteRT: named numpy arrays in, named numpy arrays
+out, checked against the signature before a runtime sees them. It trusts the file it is given:
+whoever opens one has verified it first (``kit.seal``). Runs on a device: each engine's package
+is imported when that engine is opened.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from kit.errors import InputError, MissingDependencyError, nearest
+from kit.signature import Signature, Tensors
+
+#: Engine to its module, its package and the extra of the kit that installs it.
+ENGINES: dict[str, tuple[str, str, str]] = {
+    "onnxruntime": ("kit.engines.onnxruntime", "onnxruntime", "cluster"),
+    "openvino": ("kit.engines.openvino", "openvino", "openvino"),
+    "litert": ("kit.engines.litert", "ai-edge-litert", "litert"),
+}
+
+
+class Runtime(Protocol):
+    """What an engine's module gives: one loaded model file."""
+
+    version: str
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Run the model on validated tensors."""
+
+
+class Engine:
+    """A loaded model file that answers.
+
+    Attributes:
+        name: The engine, a key of ``ENGINES``.
+        version: Version of its runtime.
+        signature: What it accepts and answers.
+    """
+
+    def __init__(self, runtime: Runtime, *, name: str, signature: Signature) -> None:
+        self._runtime = runtime
+        self.name = name
+        self.version = runtime.version
+        self.signature = signature
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Tensors:
+        """Answer a batch of rows.
+
+        Args:
+            inputs: One array per input of the signature, shape (n_rows, ...).
+
+        Returns:
+            One array per output of the signature, in its order, shape (n_rows, ...).
+
+        Raises:
+            InputError: The inputs break the signature.
+        """
+        return self.run_validated(self.signature.validate(inputs))
+
+    def run_validated(self, inputs: Tensors) -> Tensors:
+        """Answer rows that ``Signature.validate`` has already accepted, without checking twice."""
+        answers = self._runtime.run(inputs)
+        return {spec.name: answers[spec.name] for spec in self.signature.outputs}
+
+
+def open_engine(path: Path, *, engine: str, threads: int, signature: Signature) -> Engine:
+    """Load a model file into an engine.
+
+    Args:
+        path: The model file: ``.onnx`` (onnxruntime, openvino), ``.xml`` (openvino) or
+            ``.tflite`` (litert). Already verified by the caller.
+        engine: A key of ``ENGINES``.
+        threads: Threads the runtime may use for one call; 0 leaves it the choice.
+        signature: Inputs and outputs by the names the file uses.
+
+    Raises:
+        InputError: The engine is unknown, or the runtime cannot load the file.
+        MissingDependencyError: The engine's package is not installed.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"there is no engine {engine!r}", hint=nearest(engine, ENGINES))
+    module_name, package, extra = ENGINES[engine]
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"engine {engine!r} needs {package}, which cannot be imported here: {error}",
+            hint=f"pip install 'kit[{extra}]'",
+        ) from error
+    return Engine(module.load(path, threads=threads, signature=signature), name=engine, signature=signature)

@@ -1,0 +1,88 @@
+"""The errors this kit raises, each saying who must act.
+
+    KitError                    the root: one sentence, and what to do next in ``hint``
+    |-- InputError              a value, a file or a row a user gave breaks a rule
+    |   |-- SettingsError       kit.toml or a flag
+    |   `-- ProjectError        the project's own Python
+    |-- NotFoundError           a model, version, alias, bundle or device nobody knows
+    |-- VerificationError       a digest, a signature or a file list does not hold
+    |-- GateError               a candidate does not pass a gate
+    |-- ConflictError           somebody else was faster, or the place is taken
+    |-- UnavailableError        the outside world: a cluster, S3, a disk, a port
+    `-- MissingDependencyError  a package this command needs is not installed
+
+Subclasses add no ``__init__``: an exception with another signature does not survive the
+pickling that carries it across Ray. Exit codes and HTTP statuses are mapped at the two outer
+edges (``kit.cli`` and ``serve.protocol``), not here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KitError(Exception):
+    """Report a failure a user can act on.
+
+    Args:
+        message: One sentence, lower-case start, with the offending value in it.
+        hint: The next step, as an imperative; None when the message already says it.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InputError(KitError):
+    """A value, a file or a row a user gave breaks a rule."""
+
+
+class SettingsError(InputError):
+    """A key or value in kit.toml, or a flag, breaks a rule."""
+
+
+class ProjectError(InputError):
+    """The project's own Python cannot be used as it is."""
+
+
+class NotFoundError(KitError):
+    """A model, version, alias, bundle or device is not known."""
+
+
+class VerificationError(KitError):
+    """A digest, a signature or a file list does not hold."""
+
+
+class GateError(KitError):
+    """A candidate does not pass a gate."""
+
+
+class ConflictError(KitError):
+    """Somebody else was faster, or the place is taken."""
+
+
+class UnavailableError(KitError):
+    """Something outside the kit does not answer or has no room."""
+
+
+class MissingDependencyError(KitError):
+    """A package this command needs is not installed."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Say which valid names there are, and which one was probably meant.
+
+    Args:
+        name: What the user wrote.
+        valid: Every name that would have been accepted.
+
+    Returns:
+        An imperative for ``hint``, for example ``write 'epochs' (valid: batch_size, epochs)``.
+    """
+    names = sorted(valid)
+    listed = f"valid: {', '.join(names)}" if names else "there are none"
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}? ({listed})" if close else f"choose another name ({listed})"

@@ -1,0 +1,175 @@
+"""Files that are either whole or absent: atomic writes, digests and canonical JSON.
+
+Every file the kit leaves behind goes through here, so a full disk or an interrupt never leaves
+a half-written one under its final name. Runs on a device: standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kit.errors import InputError, UnavailableError
+
+_CHUNK_BYTES = 1 << 20
+
+
+def canonical_json(value: Any) -> bytes:
+    """Write a value as JSON whose bytes depend on the value alone.
+
+    Args:
+        value: Mappings with string keys, sequences, strings, finite numbers, booleans, None.
+
+    Returns:
+        UTF-8, keys sorted, two-space indent, one newline at the end.
+
+    Raises:
+        InputError: The value holds NaN or an infinity, which JSON cannot say.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"a value cannot be written as JSON: {error}") from error
+    return text.encode() + b"\n"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: The file is absent, not JSON, or its top level is not an object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__} where an object is expected")
+    return value
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hash bytes; returns 64 lower-case hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hash a file in pieces of one MiB; returns 64 lower-case hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def digest_of(files: Mapping[str, str]) -> str:
+    """Name a set of files by their content.
+
+    Args:
+        files: Relative POSIX path to the sha256 of that file's bytes.
+
+    Returns:
+        The sha256 over the sorted ``path NUL digest NEWLINE`` records, in hexadecimal.
+    """
+    records = "".join(f"{name}\0{digest}\n" for name, digest in sorted(files.items()))
+    return sha256_bytes(records.encode())
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace a file in one step: the old bytes, or the new ones, never a mixture.
+
+    Args:
+        path: Where the bytes shall stand; missing parent folders are made.
+        data: All of the file.
+        mode: Permission bits of the new file.
+
+    Raises:
+        UnavailableError: The disk is full or the folder cannot be written.
+    """
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                os.fchmod(file.fileno(), mode)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder out of sight and show it under its name only when it is whole.
+
+    Yields a new empty folder beside ``path``. When the block ends, its files are flushed to disk
+    and the folder is renamed to ``path``; if a folder with that name appeared meanwhile, it
+    stays and ours is dropped (content-addressed names make the two equal). When the block
+    raises, nothing remains.
+
+    Raises:
+        UnavailableError: The disk is full or the folder cannot be written.
+    """
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            os.chmod(work, 0o755)
+            yield work
+            for file in sorted(work.rglob("*")):
+                if file.is_file() and not file.is_symlink():
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
+            try:
+                os.rename(work, path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            sync_folder(path.parent)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's entries to disk, so a rename in it survives a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:  # some network and FAT file systems cannot
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UnavailableError(
+                f"the disk that holds {path} is full; nothing was left half-written",
+                hint="free some space or choose another folder, then run the same command again",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UnavailableError(
+                f"{path} cannot be written: {error.strerror}",
+                hint="make the folder writable or choose another one",
+            ) from error
+        raise

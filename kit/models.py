@@ -1,0 +1,80 @@
+"""List, inspect, promote and verify model versions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kit.errors import InputError, VerificationError
+from kit.project import Project
+from kit.registry import UNSET, Event, VersionRecord
+from kit.settings import ModelsSettings
+
+
+@dataclass(frozen=True)
+class ModelsResult:
+    """What an action found or did.
+
+    Attributes:
+        action: Which.
+        versions: The versions it is about, oldest first.
+        events: For ``log``: what happened, oldest first.
+        manifest: For ``show``: the version's manifest.
+        checked: For ``verify``: what was found sound.
+    """
+
+    action: str
+    versions: tuple[VersionRecord, ...] = ()
+    events: tuple[Event, ...] = ()
+    manifest: dict[str, Any] = field(default_factory=dict)
+    checked: tuple[str, ...] = ()
+
+
+def models(project: Project, settings: ModelsSettings) -> ModelsResult:
+    """Run one action on the registry.
+
+    Raises:
+        InputError: The action needs a reference and none was given.
+        NotFoundError: Nobody knows the model, version or alias.
+        ConflictError: The alias moved meanwhile, or has nothing to go back to.
+        VerificationError: A file, a signature or the log does not hold.
+    """
+    registry = project.registry()
+    action, reference = settings.action, settings.reference
+    if action == "list":
+        return ModelsResult(action, versions=tuple(registry.versions(reference)))
+    if action == "log":
+        registry.verify_log()
+        return ModelsResult(action, events=tuple(registry.log(reference)))
+    if action == "verify":
+        return _verify(project, reference)
+    if reference is None:
+        raise InputError(
+            f"kit models {action} needs a model", hint=f"name it: kit models {action} {project.name}"
+        )
+    if action == "show":
+        record, version = project.open_version(reference)
+        return ModelsResult(action, versions=(record,), manifest=version.manifest)
+    if action == "promote":
+        _, version = project.open_version(reference)
+        expect = UNSET if settings.expect is None else settings.expect
+        moved = registry.promote(f"{version.name}@sha256:{version.digest}", alias=settings.alias, expect=expect)
+    else:
+        moved = registry.rollback(reference, alias=settings.alias)
+    return ModelsResult(action, versions=(moved,))
+
+
+def _verify(project: Project, reference: str | None) -> ModelsResult:
+    """Check the log and every byte of the named version, or of all."""
+    registry = project.registry()
+    registry.verify_log()
+    if reference is not None:
+        records = [registry.resolve(reference)]
+    else:
+        records = registry.versions()
+    for record in records:
+        _, version = project.open_version(f"{record.model}@sha256:{record.digest}")
+        if version.name != record.model:
+            raise VerificationError(f"{record.model}@{record.number} was signed as {version.name!r}")
+    names = tuple(f"{record.model}@{record.number}" for record in records)
+    return ModelsResult("verify", versions=tuple(records), checked=("log", *names))

@@ -1,0 +1,178 @@
+"""A project: a user's folder with a kit.toml and the Python it names.
+
+Answers where things are and hands out what the commands need: settings, keys, registry, store,
+records, the user's own functions. It starts nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kit.errors import NotFoundError, ProjectError
+from kit.files import canonical_json, write_atomic
+from kit.model_version import ModelVersion
+from kit.registry import Registry, VersionRecord
+from kit.settings import CommandSettings, ProjectFile, command_settings, read_project_file
+from kit.signing import load_trusted
+from kit.store import Store, open_store
+
+C = TypeVar("C", bound=CommandSettings)
+
+FILE_NAME = "kit.toml"
+#: Where the state lies, for a job that runs on a copy of the project (see ``jobs.submit``).
+STATE_VARIABLE = "KIT_STATE"
+
+
+@dataclass(frozen=True)
+class Project:
+    """An opened project.
+
+    Attributes:
+        folder: The folder that holds kit.toml, absolute.
+        settings: The checked kit.toml.
+        state: Folder of the registry, the keys, the runs and the caches, absolute.
+    """
+
+    folder: Path
+    settings: ProjectFile
+    state: Path
+
+    @classmethod
+    def open(cls, folder: Path | None = None) -> Project:
+        """Open the project in a folder, or the one the current folder belongs to.
+
+        Raises:
+            SettingsError: There is no kit.toml, or it breaks a rule.
+        """
+        start = (folder or Path.cwd()).resolve()
+        home = next((place for place in (start, *start.parents) if (place / FILE_NAME).is_file()), start)
+        if folder is not None:
+            home = start
+        settings = read_project_file(home / FILE_NAME)
+        state = os.environ.get(STATE_VARIABLE) or settings.project.state
+        return cls(home, settings, (home / Path(state).expanduser()).resolve())
+
+    @property
+    def name(self) -> str:
+        """The project's name, under which its models are registered."""
+        return self.settings.project.name
+
+    def command(self, name: str, cls: type[C], flags: Mapping[str, Any] | None = None) -> C:
+        """Put a command's settings together from the file and flags; see ``command_settings``."""
+        settings = command_settings(name, cls, self.settings, flags or {})
+        assert isinstance(settings, cls)
+        return settings
+
+    def locate(self, uri: str) -> str:
+        """Make a path of kit.toml absolute: relative ones are relative to the project."""
+        return uri if "://" in uri else str(self.folder / Path(uri).expanduser())
+
+    def signing_key(self) -> Path:
+        """Give the private key that signs.
+
+        Raises:
+            NotFoundError: There is none yet.
+        """
+        path = self.signing_key_path()
+        if not path.is_file():
+            raise NotFoundError(f"there is no signing key at {path}", hint="make one: kit keys init")
+        return path
+
+    def signing_key_path(self) -> Path:
+        """Say where the private key lies, or would."""
+        key = self.settings.signing.key
+        return Path(self.locate(key)) if key else self.state / "keys" / "signing.pem"
+
+    def trusted(self) -> tuple[bytes, ...]:
+        """Read the public keys that are trusted to sign.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        trusted = self.settings.signing.trusted
+        return load_trusted(Path(self.locate(trusted)) if trusted else self.signing_key_path().parent)
+
+    def registry(self) -> Registry:
+        """Open the registry of model versions."""
+        return Registry(self.state / "registry.db")
+
+    def store(self) -> Store:
+        """Open the store of model files."""
+        uri = self.settings.store.uri
+        return open_store(self.locate(uri) if uri else str(self.state / "store"), cache=self.state / "cache")
+
+    def open_version(self, reference: str) -> tuple[VersionRecord, ModelVersion]:
+        """Resolve a model reference, fetch its files and verify them.
+
+        Args:
+            reference: ``digits``, ``digits@champion``, ``digits@3`` or ``digits@sha256:ab12``.
+
+        Raises:
+            NotFoundError: Nobody knows the model, version or alias.
+            VerificationError: A file or the signature does not hold.
+        """
+        record = self.registry().resolve(reference)
+        folder = self.store().fetch(record.digest)
+        return record, ModelVersion.open(folder, trusted=self.trusted(), digest=record.digest)
+
+    def write_record(self, kind: str, identity: str, record: Mapping[str, Any]) -> Path:
+        """Keep what a command did, for ``kit report``.
+
+        Args:
+            kind: The command.
+            identity: Names the run among its kind; a second record with it replaces the first.
+            record: JSON-ready facts; ``kind``, ``id`` and ``written_at_s`` are added.
+        """
+        path = self.state / "runs" / kind / f"{identity}.json"
+        stamped = {"kind": kind, "id": identity, "written_at_s": round(time.time(), 3), **record}
+        write_atomic(path, canonical_json(stamped))
+        return path
+
+    def load_object(self, reference: str) -> Any:
+        """Import something from the project's own Python.
+
+        Args:
+            reference: ``module:name``.
+
+        Raises:
+            ProjectError: The module or the name cannot be imported from the project's folder.
+        """
+        module_name, _, name = reference.partition(":")
+        sys.path.insert(0, str(self.folder))
+        try:
+            module = self._import(module_name)
+        except Exception as error:  # the user's code may raise anything at all while it is imported
+            raise ProjectError(
+                f"{reference!r} cannot be imported from {self.folder}: {type(error).__name__}: {error}",
+                hint=f"check {module_name}.py and the name in kit.toml",
+            ) from error
+        finally:
+            sys.path.remove(str(self.folder))
+        if not hasattr(module, name):
+            names = [each for each in vars(module) if not each.startswith("_")]
+            raise ProjectError(
+                f"{module_name}.py has no {name!r}", hint=f"it defines {', '.join(sorted(names))}"
+            )
+        return getattr(module, name)
+
+    def _import(self, module_name: str) -> Any:
+        """Import afresh when another project's module of that name is loaded."""
+        loaded = sys.modules.get(module_name)
+        if loaded is not None and not self._owns(loaded):
+            del sys.modules[module_name]
+        importlib.invalidate_caches()
+        module = importlib.import_module(module_name)
+        if not self._owns(module):
+            raise ProjectError(f"the module {module_name!r} lies outside the project")
+        return module
+
+    def _owns(self, module: Any) -> bool:
+        file = getattr(module, "__file__", None)
+        return file is not None and Path(file).resolve().is_relative_to(self.folder)

@@ -1,0 +1,194 @@
+"""Run an unpacked bundle: validate, preprocess, ask the core network, and name the answer.
+
+The same few lines answer on the machine that exports and on the device, so what was measured is
+what runs. It trusts the folder it is given: open it with ``kit.seal.open_sealed`` first. It knows
+nothing of slots, networks or archives. Runs on a device: standard library, numpy and one engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kit import golden
+from kit.archive import BUNDLE_FILES
+from kit.engines import Engine, open_engine
+from kit.errors import VerificationError
+from kit.files import read_json
+from kit.signature import Signature, Tensors, TensorSpec
+from kit.steps import Steps
+
+FORMAT = 1
+"""The bundle format this kit writes and reads."""
+
+_KEYS = ("name", "model_digest", "release", "target", "engine", "model", "core", "postprocessing", "golden")
+_AGAIN_HINT = "export the bundle again with this kit version"
+
+
+@dataclass(frozen=True)
+class GoldenReport:
+    """Whether a bundle still answers its golden rows as it did when it was exported.
+
+    Attributes:
+        passed: Both figures are within the manifest's bounds.
+        agreement: Share of rows whose label equals the reference's; None for regression.
+        output_error: Mean absolute difference to the reference's outputs, in the manifest's
+            ``golden.output_scale`` (standard deviations of the reference's outputs).
+        n_rows: How many rows were asked.
+        reason: The figure and the bound it breaks; empty when passed.
+    """
+
+    passed: bool
+    agreement: float | None
+    output_error: float
+    n_rows: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A bundle that is ready to answer.
+
+    Attributes:
+        folder: The bundle's folder.
+        manifest: Its manifest.json.
+        signature: What tables and requests must look like.
+        engine: What runs the core network.
+        steps: The preprocessing in front of it; None when the core reads the input itself.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    signature: Signature
+    engine: Engine
+    steps: Steps | None
+
+    @classmethod
+    def open(cls, folder: Path, *, threads: int) -> Runner:
+        """Load a bundle's model into its engine.
+
+        Args:
+            folder: An unpacked bundle that ``kit.seal.open_sealed`` has let pass.
+            threads: CPU threads of the engine, at least 1; 0 leaves it to the engine.
+
+        Raises:
+            VerificationError: The manifest is not one this kit can read.
+            MissingDependencyError: The bundle's engine is not installed.
+        """
+        manifest = read_manifest(folder)
+        signature = Signature.from_json(read_json(folder / "signature.json"))
+        preprocessing = folder / "preprocessing.json"
+        core = Signature(
+            task=signature.task,
+            inputs=tuple(TensorSpec.from_json(spec) for spec in manifest["core"]["inputs"]),
+            outputs=tuple(TensorSpec.from_json(spec) for spec in manifest["core"]["outputs"]),
+        )
+        engine = open_engine(
+            folder / manifest["model"], engine=manifest["engine"], threads=threads, signature=core
+        )
+        steps = Steps.from_json(read_json(preprocessing)) if preprocessing.is_file() else None
+        return cls(folder=folder, manifest=manifest, signature=signature, engine=engine, steps=steps)
+
+    def run(self, tensors: Mapping[str, np.ndarray]) -> Tensors:
+        """Answer rows.
+
+        Args:
+            tensors: The signature's inputs, shape (n_rows, ...) each.
+
+        Returns:
+            Classification: ``label`` int64 (n_rows,), ``probabilities`` and ``logits`` float32
+            (n_rows, n_classes). Regression: ``value`` float32 (n_rows,).
+
+        Raises:
+            InputError: A tensor breaks the signature.
+        """
+        checked = self.signature.validate(tensors)
+        if self.steps is not None:
+            checked = self.steps.apply(checked)
+        core_input = self.manifest["core"]["inputs"][0]["name"]
+        core_output = self.manifest["core"]["outputs"][0]["name"]
+        output = self.engine.run({core_input: next(iter(checked.values()))})[core_output]
+        if self.manifest["postprocessing"] == "regression":
+            return {"value": output.reshape(len(output)).astype(np.float32)}
+        return {
+            "label": output.argmax(axis=1).astype(np.int64),
+            "probabilities": softmax(output),
+            "logits": output.astype(np.float32),
+        }
+
+    def check_golden(self) -> GoldenReport:
+        """Ask the golden rows, and compare with the reference's answers.
+
+        Raises:
+            InputError: The golden files cannot be read.
+        """
+        inputs = golden.read_tensors(self.folder / "golden" / "inputs.npz")
+        expected = golden.read_tensors(self.folder / "golden" / "outputs.npz")
+        found = self.run(inputs)
+        bounds = self.manifest["golden"]
+        agreement = label_agreement(found, expected)
+        error = output_error(found, expected, scale=float(bounds["output_scale"]))
+        reason = ""
+        if agreement is not None and agreement < bounds["min_agreement"]:
+            reason = f"agreement {agreement:.4f} is below {bounds['min_agreement']:.4f}"
+        elif not error <= bounds["max_output_error"]:  # written so that NaN fails
+            reason = f"output error {error:.4f} is above {bounds['max_output_error']:.4f}"
+        n_rows = len(next(iter(found.values())))
+        return GoldenReport(not reason, agreement, error, n_rows, reason)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a bundle's manifest.json.
+
+    Raises:
+        InputError: It is absent or not JSON.
+        VerificationError: It has another format, or lacks an entry.
+    """
+    manifest = read_json(folder / "manifest.json")
+    if manifest.get("format") != FORMAT:
+        raise VerificationError(
+            f"the bundle has format {manifest.get('format')!r}; this kit reads {FORMAT}", hint=_AGAIN_HINT
+        )
+    if manifest.get("model") not in BUNDLE_FILES:
+        raise VerificationError(
+            f"the bundle names {manifest.get('model')!r} as its model file; none is called that",
+            hint=_AGAIN_HINT,
+        )
+    absent = [key for key in _KEYS if key not in manifest]
+    if absent:
+        raise VerificationError(f"the bundle's manifest lacks {', '.join(absent)}", hint=_AGAIN_HINT)
+    return manifest
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Turn logits, shape (n_rows, n_classes), into float32 probabilities of the same shape."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+def label_agreement(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float | None:
+    """Give the share of rows whose label is the expected one; None where there are no labels."""
+    if "label" not in expected:
+        return None
+    return float(np.mean(found["label"] == expected["label"]))
+
+
+def output_error(
+    found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], *, scale: float
+) -> float:
+    """Measure how far a model's raw outputs lie from the reference's.
+
+    Args:
+        found: The answers under test, with ``logits`` or ``value``.
+        expected: The reference's answers to the same rows.
+        scale: Standard deviation of the reference's outputs, > 0.
+
+    Returns:
+        Mean absolute difference in units of ``scale``; dimensionless, 0 for equal outputs.
+    """
+    name = "logits" if "logits" in expected else "value"
+    return float(np.mean(np.abs(found[name].astype(np.float64) - expected[name]))) / scale

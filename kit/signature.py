@@ -1,0 +1,401 @@
+"""The signature of a model: what goes in, what comes out, and which values are allowed.
+
+The one place where rows become tensors and where a value is refused. Training, batch, endpoint
+and device all call it, so the four cannot disagree. It knows nothing of files, runtimes or
+tables. Runs on a device: standard library and numpy only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
+
+import numpy as np
+
+from kit.errors import InputError, VerificationError, nearest
+
+#: Tensor dtypes a signature may name, and the numpy dtype each stands for.
+DTYPES: dict[str, Any] = {
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+    "int64": np.dtype(np.int64),
+    "int32": np.dtype(np.int32),
+    "uint8": np.dtype(np.uint8),
+    "bool": np.dtype(np.bool_),
+    "string": np.dtype(object),
+}
+
+Tensors = dict[str, np.ndarray]
+ClassName = Union[int, str]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Describe one tensor.
+
+    Attributes:
+        name: The tensor's name in the graph, in a request and in kit.toml.
+        dtype: A key of ``DTYPES``.
+        shape: The first entry is -1 and stands for rows; the rest are sizes of one row.
+        columns: The table columns the tensor is made of: as many scalar columns as a row has
+            values, or one column of lists. Empty for outputs.
+        nullable: Whether NaN (floats) and the empty string (strings) are allowed; an absent
+            value in a table or a request becomes one of these.
+        minimum: Smallest allowed value, inclusive; None for no bound.
+        maximum: Largest allowed value, inclusive; None for no bound.
+        classes: For the output ``label``: the class each index stands for.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    columns: tuple[str, ...] = ()
+    nullable: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    classes: tuple[ClassName, ...] = ()
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one row: ``shape`` without the leading -1."""
+        return self.shape[1:]
+
+    @property
+    def row_size(self) -> int:
+        """How many values one row holds."""
+        return int(np.prod(self.row_shape, dtype=np.int64)) if self.row_shape else 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the specification as a JSON object; entries that say nothing are left out."""
+        value: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+        if self.columns:
+            value["columns"] = list(self.columns)
+        if self.nullable:
+            value["nullable"] = True
+        for key in ("minimum", "maximum"):
+            if getattr(self, key) is not None:
+                value[key] = getattr(self, key)
+        if self.classes:
+            value["classes"] = list(self.classes)
+        return value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TensorSpec:
+        """Read a specification, refusing keys and dtypes it does not know.
+
+        Raises:
+            VerificationError: A key, dtype or shape is not one a kit writes.
+        """
+        unknown = set(value) - set(cls.__dataclass_fields__)
+        if unknown or not {"name", "dtype", "shape"} <= set(value):
+            raise VerificationError(
+                f"a tensor in the signature has the keys {sorted(value)}, which this kit cannot read",
+                hint="use the kit version that made the model, or make the model again",
+            )
+        shape = tuple(int(size) for size in value["shape"])
+        if value["dtype"] not in DTYPES or not shape or shape[0] != -1:
+            raise VerificationError(
+                f"tensor {value['name']!r} has dtype {value['dtype']!r} and shape {list(shape)}; "
+                "the first size must be -1 and the dtype one of " + ", ".join(DTYPES)
+            )
+        return cls(
+            name=str(value["name"]),
+            dtype=value["dtype"],
+            shape=shape,
+            columns=tuple(value.get("columns", ())),
+            nullable=bool(value.get("nullable", False)),
+            minimum=value.get("minimum"),
+            maximum=value.get("maximum"),
+            classes=tuple(value.get("classes", ())),
+        )
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Describe a model's inputs and outputs.
+
+    Attributes:
+        task: ``classification`` or ``regression``.
+        inputs: What the model reads, in order.
+        outputs: What it answers: ``label``, ``probabilities`` and ``logits``, or ``value``.
+    """
+
+    task: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the signature as the object ``signature.json`` holds."""
+        return {
+            "task": self.task,
+            "inputs": [spec.to_json() for spec in self.inputs],
+            "outputs": [spec.to_json() for spec in self.outputs],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Signature:
+        """Read the object ``signature.json`` holds.
+
+        Raises:
+            VerificationError: It is not a signature this kit can read.
+        """
+        if set(value) != {"task", "inputs", "outputs"}:
+            raise VerificationError(
+                f"the signature has the keys {sorted(value)} instead of inputs, outputs and task"
+            )
+        return cls(
+            task=str(value["task"]),
+            inputs=tuple(TensorSpec.from_json(spec) for spec in value["inputs"]),
+            outputs=tuple(TensorSpec.from_json(spec) for spec in value["outputs"]),
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every table column the inputs are made of, in order."""
+        return tuple(column for spec in self.inputs for column in spec.columns)
+
+    @property
+    def classes(self) -> tuple[ClassName, ...]:
+        """The classes that ``label`` may name; empty for regression."""
+        return next((spec.classes for spec in self.outputs if spec.name == "label"), ())
+
+    def validate(self, inputs: Mapping[str, np.ndarray]) -> Tensors:
+        """Check tensors before any runtime sees them.
+
+        Args:
+            inputs: One array per input, all with the same number of rows.
+
+        Returns:
+            The same tensors, contiguous, in the signature's order and dtypes.
+
+        Raises:
+            InputError: A name, dtype, shape or value is not allowed; the message names the
+                tensor, the first offending row (from 0) and the rule.
+        """
+        names = [spec.name for spec in self.inputs]
+        for name in inputs:
+            if name not in names:
+                raise InputError(f"{name!r} is not an input of this model", hint=nearest(name, names))
+        checked: Tensors = {}
+        for spec in self.inputs:
+            if spec.name not in inputs:
+                raise InputError(
+                    f"input {spec.name!r} is missing", hint=f"send every input: {', '.join(names)}"
+                )
+            checked[spec.name] = check_tensor(spec, inputs[spec.name])
+        rows = {name: len(array) for name, array in checked.items()}
+        if len(set(rows.values())) > 1:
+            listed = ", ".join(f"{name} has {count}" for name, count in rows.items())
+            raise InputError(f"the inputs differ in their number of rows: {listed}")
+        return checked
+
+    def from_columns(self, columns: Mapping[str, Any]) -> Tensors:
+        """Make validated input tensors out of table columns.
+
+        Args:
+            columns: Column name to an array or list of N values; a list-typed column is an
+                array (N, k) or a sequence of N sequences. Columns that are not needed are
+                ignored.
+
+        Raises:
+            InputError: A column is missing, or its values break the signature.
+        """
+        tensors: Tensors = {}
+        for spec in self.inputs:
+            parts = []
+            for column in spec.columns:
+                if column not in columns:
+                    raise InputError(
+                        f"column {column!r} is missing (input {spec.name!r} needs it)",
+                        hint=nearest(column, [str(name) for name in columns]),
+                    )
+                parts.append(_column(spec, column, columns[column]))
+            n_rows = len(parts[0])
+            uneven = [name for name, part in zip(spec.columns, parts) if len(part) != n_rows]
+            if uneven:
+                raise InputError(f"column {uneven[0]!r} does not have {n_rows} rows like {spec.columns[0]!r}")
+            stacked = parts[0] if len(parts) == 1 else np.stack(parts, axis=1)
+            tensors[spec.name] = stacked.reshape((n_rows, *spec.row_shape))
+        return self.validate(tensors)
+
+    def from_rows(self, rows: Sequence[Mapping[str, Any]]) -> Tensors:
+        """Make validated input tensors out of JSON rows.
+
+        Args:
+            rows: One object per row, column name to value; an absent or null value counts as
+                missing.
+
+        Raises:
+            InputError: A row is not an object, or a value breaks the signature.
+        """
+        for index, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                raise InputError(f"row {index} is a {type(row).__name__}; each row must be an object")
+        if rows:
+            for column in self.columns:
+                if all(column not in row for row in rows):
+                    raise InputError(f"column {column!r} is missing", hint=nearest(column, rows[0]))
+        return self.from_columns({column: [row.get(column) for row in rows] for column in self.columns})
+
+    def class_names(self, indices: np.ndarray) -> list[ClassName]:
+        """Name the classes that an output ``label`` stands for.
+
+        Args:
+            indices: Class indices, shape (n_rows,).
+        """
+        classes = self.classes
+        return [classes[int(index)] for index in indices]
+
+
+def check_tensor(spec: TensorSpec, array: np.ndarray) -> np.ndarray:
+    """Check one tensor against its specification.
+
+    Args:
+        spec: What is allowed.
+        array: Shape (n_rows, *spec.row_shape).
+
+    Returns:
+        The array, contiguous and in the specification's dtype.
+
+    Raises:
+        InputError: The dtype, the shape or a value is not allowed.
+    """
+    if array.shape[1:] != spec.row_shape or array.ndim == 0:
+        raise InputError(
+            f"input {spec.name!r} has shape {list(array.shape)}; {list(spec.shape)} is expected "
+            "(-1 stands for any number of rows)"
+        )
+    if spec.dtype == "string":
+        return _checked_strings(spec, array)
+    dtype = DTYPES[spec.dtype]
+    if array.dtype != dtype:
+        raise InputError(f"input {spec.name!r} has dtype {array.dtype}; {spec.dtype} is expected")
+    array = np.ascontiguousarray(array)
+    if array.dtype.kind == "f":
+        _check_finite(spec, array)
+    if array.size and (spec.minimum is not None or spec.maximum is not None):
+        _check_range(spec, array)
+    return array
+
+
+def _checked_strings(spec: TensorSpec, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == "U":
+        array = array.astype(object)
+    if array.dtype != object:
+        raise InputError(f"input {spec.name!r} has dtype {array.dtype}; string is expected")
+    for index, value in enumerate(array.reshape(-1)):
+        row = index // spec.row_size
+        if not isinstance(value, str):
+            raise InputError(
+                f"input {spec.name!r}, row {row}: {value!r} is a {type(value).__name__}, not a string"
+            )
+        if not value and not spec.nullable:
+            raise InputError(f"input {spec.name!r}, row {row}: a value is missing", hint=_null_hint(spec))
+    return np.ascontiguousarray(array)
+
+
+def _check_finite(spec: TensorSpec, array: np.ndarray) -> None:
+    # The sum is finite only if every value is: one pass without a temporary for the usual case.
+    with np.errstate(all="ignore"):
+        if np.isfinite(array.sum(dtype=np.float64)):
+            return
+    infinite = np.isinf(array)
+    if infinite.any():
+        row = _first_row(infinite)
+        raise InputError(f"input {spec.name!r}, row {row}: infinity is not allowed")
+    missing = np.isnan(array)
+    if missing.any() and not spec.nullable:
+        row = _first_row(missing)
+        raise InputError(f"input {spec.name!r}, row {row}: a value is missing (NaN)", hint=_null_hint(spec))
+
+
+def _check_range(spec: TensorSpec, array: np.ndarray) -> None:
+    for bound, bad, word in (
+        (spec.minimum, np.less, "below the minimum"),
+        (spec.maximum, np.greater, "above the maximum"),
+    ):
+        if bound is None:
+            continue
+        outside = bad(array, bound)
+        if outside.any():
+            row = _first_row(outside)
+            value = array[row][outside[row]].reshape(-1)[0]
+            raise InputError(f"input {spec.name!r}, row {row}: {value} is {word} {bound:g}")
+
+
+def _first_row(mask: np.ndarray) -> int:
+    return int(np.argmax(mask.reshape(len(mask), -1).any(axis=1)))
+
+
+def _null_hint(spec: TensorSpec) -> str:
+    return f"fill the value, or set nullable = true for input {spec.name!r} and train again"
+
+
+def _column(spec: TensorSpec, column: str, values: Any) -> np.ndarray:
+    """Bring one column to the tensor's dtype, shape (N,) or (N, row_size)."""
+    width = spec.row_size if len(spec.columns) == 1 else 1
+    if isinstance(values, np.ndarray) and values.dtype == DTYPES[spec.dtype] and spec.dtype != "string":
+        array = values
+    elif spec.dtype == "string":
+        if isinstance(values, np.ndarray):
+            values = values.reshape(-1).tolist()
+        array = np.array(["" if value is None else value for value in values], dtype=object)
+    else:
+        array = _numbers(spec, column, values)
+    if array.ndim == 1 and width == 1:
+        return array
+    if array.ndim >= 1 and array.size == len(array) * width:
+        return array.reshape(len(array), width)
+    raise InputError(f"column {column!r} does not hold {width} values in every row (input {spec.name!r})")
+
+
+def _numbers(spec: TensorSpec, column: str, values: Any) -> np.ndarray:
+    if not isinstance(values, np.ndarray):
+        values = _parsed(spec, column, values)
+    dtype = DTYPES[spec.dtype]
+    if values.dtype.kind not in "fiub":
+        raise InputError(
+            f"column {column!r} holds values of type {values.dtype}; {spec.dtype} is expected "
+            f"(input {spec.name!r})"
+        )
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return np.asarray(values, dtype=dtype)
+    cast = np.asarray(values).astype(dtype)
+    wrong = cast != values
+    if wrong.any():
+        row = _first_row(wrong)
+        raise InputError(f"column {column!r}, row {row}: {values[row]} is not a whole {spec.dtype}")
+    return cast
+
+
+def _parsed(spec: TensorSpec, column: str, values: Sequence[Any]) -> np.ndarray:
+    """Turn JSON-like values into numbers, naming the first row that is none."""
+    missing = float("nan") if DTYPES[spec.dtype].kind == "f" else None
+    rows: list[Any] = []
+    for row, value in enumerate(values):
+        if isinstance(value, str) and value.startswith("["):  # a list in a CSV cell
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise InputError(f"column {column!r}, row {row}: {value[:40]!r} is no JSON list") from error
+        if value is None:
+            value = missing
+        items = value if isinstance(value, (list, tuple, np.ndarray)) else [value]
+        if value is None:
+            raise InputError(f"column {column!r}, row {row}: a value is missing (input {spec.name!r})")
+        for item in items:
+            if not isinstance(item, (int, float, np.number, np.bool_)):
+                raise InputError(
+                    f"column {column!r}, row {row}: {item!r} is not a number "
+                    f"(input {spec.name!r} is {spec.dtype})"
+                )
+        rows.append(value)
+    try:
+        if rows:
+            return np.array(rows)
+        return np.empty((0,), dtype=DTYPES[spec.dtype])
+    except ValueError as error:
+        raise InputError(f"column {column!r} holds rows of different lengths") from error

@@ -1,0 +1,407 @@
+"""Where the files of model versions lie: one folder per digest, below a folder or an ``s3://bucket/prefix``.
+
+A version is complete when its ``model.sig`` is there; that file is written last and serves as the commit
+mark. A store compares what comes in and what is downloaded with the digest it is filed under, so it stays
+content-addressed, but it deliberately verifies no signatures and knows no trusted keys: ``kit.model_version``
+does that, every time it opens one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from kit.errors import (
+    InputError,
+    KitError,
+    MissingDependencyError,
+    NotFoundError,
+    SettingsError,
+    UnavailableError,
+    VerificationError,
+)
+from kit.files import atomic_folder, digest_of, sha256_file
+
+COMMIT_MARK = "model.sig"
+
+_logger = logging.getLogger("kit")
+_RULE = "write a folder, or s3://bucket/prefix without credentials, query string or fragment"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_CONNECT_TIMEOUT_S = 2
+_READ_TIMEOUT_S = 30
+_MAX_ATTEMPTS = 4
+_MAX_PUT_BYTES = 5 << 30  # what S3 takes in one PUT: docs.aws.amazon.com/AmazonS3, "Uploading objects"
+_BAD_KEYS = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidToken",
+    "ExpiredToken",
+    "TokenRefreshRequired",
+}
+
+
+class Store(Protocol):
+    """Content-addressed folders of files."""
+
+    @property
+    def uri(self) -> str:
+        """The address the store was opened with."""
+
+    def put(self, folder: Path, *, digest: str) -> str:
+        """Keep a copy of a version's folder; one that is already complete is not copied again.
+
+        Args:
+            folder: All files of the version, ``model.sig`` among them; no links.
+            digest: ``files.digest_of`` all files but ``model.sig``.
+
+        Returns:
+            The uri of the stored version.
+
+        Raises:
+            InputError: The folder is missing, unsigned, or holds what cannot be stored.
+            UnavailableError: The place cannot be reached or written.
+            VerificationError: The files do not have this digest.
+        """
+
+    def fetch(self, digest: str) -> Path:
+        """Give the version as a local folder; its signature is not verified here.
+
+        Args:
+            digest: 64 lower-case hexadecimal digits.
+
+        Returns:
+            A complete folder that must not be written to.
+
+        Raises:
+            NotFoundError: The store has no complete version of this digest.
+            UnavailableError: The place cannot be reached, or the disk is full.
+            VerificationError: A stored name leaves the folder, or the downloaded files do not have this
+                digest.
+        """
+
+    def contains(self, digest: str) -> bool:
+        """Say whether a complete version of this digest is there.
+
+        Raises:
+            UnavailableError: The place cannot be reached.
+        """
+
+
+def open_store(uri: str, *, cache: Path) -> Store:
+    """Choose the store an address means; nothing is created or contacted yet.
+
+    Args:
+        uri: A folder, or ``s3://bucket/prefix``.
+        cache: Folder for downloaded versions, made when needed; a local store does not use it.
+
+    Raises:
+        SettingsError: The address is neither, or holds a query string, a fragment or credentials.
+    """
+    if uri.startswith("s3://"):
+        return S3Store(uri, cache=cache)
+    if not uri or "\0" in uri or uri.startswith("~") or _SCHEME.match(uri):
+        raise SettingsError(f"{_shown(uri)!r} is not a store address", hint=_RULE)
+    return FolderStore(Path(uri))
+
+
+class FolderStore:
+    """Versions as subfolders of a local folder.
+
+    Args:
+        root: The folder, made by the first ``put``.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def uri(self) -> str:
+        """The folder as it was given."""
+        return str(self.root)
+
+    def put(self, folder: Path, *, digest: str) -> str:
+        """Copy a version's folder in one step; see ``Store.put``."""
+        files = _checked_files(folder, digest=digest)
+        target = self.root / digest
+        if not self.contains(digest):
+            with _os_errors(target), atomic_folder(target) as work:
+                for name, source in files.items():
+                    copy = work / name
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(source, copy)
+            _logger.info("stored %s in %s", digest[:12], self.root)
+        return str(target)
+
+    def fetch(self, digest: str) -> Path:
+        """Give the stored folder itself; see ``Store.fetch``."""
+        if not self.contains(digest):
+            raise _not_found(digest, self.uri)
+        return self.root / digest
+
+    def contains(self, digest: str) -> bool:
+        """Say whether the folder is there; see ``Store.contains``.
+
+        Raises:
+            VerificationError: A folder of that name is there but has no ``model.sig``.
+        """
+        return _is_complete(self.root / _checked_digest(digest))
+
+
+class S3Store:
+    """Versions as objects ``prefix/digest/name`` in an S3 bucket, downloaded into a local cache.
+
+    Credentials, region and endpoint are boto3's to find (environment, profile, instance role, and
+    ``AWS_ENDPOINT_URL`` for services other than Amazon's).
+
+    Args:
+        uri: ``s3://bucket/prefix``.
+        cache: Folder for downloaded versions.
+
+    Raises:
+        SettingsError: The address is not of that form.
+    """
+
+    def __init__(self, uri: str, *, cache: Path) -> None:
+        self._bucket, self._prefix = _split_s3(uri)
+        self.uri = uri.removesuffix("/")
+        self.cache = cache
+        self._opened: Any = None
+
+    def put(self, folder: Path, *, digest: str) -> str:
+        """Upload one object per file, ``model.sig`` last; see ``Store.put``."""
+        files = _checked_files(folder, digest=digest)
+        for name, source in files.items():
+            if source.stat().st_size > _MAX_PUT_BYTES:
+                raise InputError(f"{name} in {folder} is over 5 GiB, more than S3 takes in one upload")
+        version = f"{self.uri}/{digest}"
+        if self.contains(digest):
+            return version
+        with self._errors(), _os_errors(folder):
+            ordered = sorted(files, key=lambda name: (name == COMMIT_MARK, name))
+            for count, name in enumerate(ordered, start=1):
+                _logger.info("uploading %s to %s (%d of %d)", name, version, count, len(files))
+                with files[name].open("rb") as body:
+                    self._client().put_object(Bucket=self._bucket, Key=self._key(digest) + name, Body=body)
+        return version
+
+    def fetch(self, digest: str) -> Path:
+        """Download a version into the cache, or reuse it there; see ``Store.fetch``."""
+        target = self.cache / _checked_digest(digest)
+        if _is_complete(target):
+            return target
+        start = self._key(digest)
+        with self._errors():
+            names = [key[len(start) :] for key in self._keys(start)]
+        if COMMIT_MARK not in names:
+            raise _not_found(digest, self.uri)
+        _check_names(names, place=f"{self.uri}/{digest}")
+        with _os_errors(target), atomic_folder(target) as work:
+            for count, name in enumerate(names, start=1):
+                _logger.info("downloading %s from %s (%d of %d)", name, self.uri, count, len(names))
+                (work / name).parent.mkdir(parents=True, exist_ok=True)
+                with self._errors():
+                    self._client().download_file(self._bucket, start + name, str(work / name))
+            _checked_files(work, digest=digest, place=f"{self.uri}/{digest}")
+        return target
+
+    def contains(self, digest: str) -> bool:
+        """Say whether ``model.sig`` was uploaded; see ``Store.contains``."""
+        key = self._key(_checked_digest(digest)) + COMMIT_MARK
+        with self._errors():
+            return key in self._keys(
+                key
+            )  # a listing, because HEAD cannot tell a missing bucket from a missing key
+
+    def _key(self, digest: str) -> str:
+        return f"{self._prefix}{digest}/"
+
+    def _keys(self, start: str) -> list[str]:
+        pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start)
+        return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+
+    def _client(self) -> Any:
+        if self._opened is None:
+            import boto3
+            from botocore.config import Config
+
+            config = Config(
+                connect_timeout=_CONNECT_TIMEOUT_S,
+                read_timeout=_READ_TIMEOUT_S,
+                retries={"mode": "standard", "total_max_attempts": _MAX_ATTEMPTS},
+            )
+            try:
+                self._opened = boto3.session.Session().client("s3", config=config)
+            except ValueError as error:  # botocore's only word for an endpoint that is not a URL
+                if "endpoint" not in str(error):
+                    raise
+                raise SettingsError(
+                    "the S3 endpoint that was configured is not a URL",
+                    hint="set AWS_ENDPOINT_URL to http(s)://host:port",
+                ) from error
+        return self._opened
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            from boto3.exceptions import Boto3Error
+            from botocore.exceptions import BotoCoreError, ClientError
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"{self.uri} needs boto3, which is not installed", hint="run: pip install 'kit[cluster]'"
+            ) from error
+        try:
+            yield
+        except ClientError as error:
+            raise self._refused(error) from error
+        except (BotoCoreError, Boto3Error) as error:
+            raise self._unreachable(error) from error
+
+    def _refused(self, error: Any) -> KitError:
+        # Only the code is shown: a server's own sentence may repeat key ids and account names.
+        code = str(error.response.get("Error", {}).get("Code", "unknown"))
+        if code == "NoSuchBucket":
+            return UnavailableError(
+                f"the bucket {self._bucket!r} of {self.uri} does not exist at {self._endpoint()}",
+                hint="create the bucket or correct the address",
+            )
+        if code in _BAD_KEYS:
+            return UnavailableError(
+                f"{self._endpoint()} refuses the S3 credentials for {self.uri}: {code}",
+                hint="renew the credentials, or choose others with AWS_PROFILE",
+            )
+        if code in ("AccessDenied", "403", "AllAccessDisabled"):
+            return UnavailableError(
+                f"access to {self.uri} is denied",
+                hint="allow s3:ListBucket, s3:GetObject and s3:PutObject there, or choose other credentials",
+            )
+        return UnavailableError(
+            f"{self._endpoint()} answers {code} for {self.uri}",
+            hint="check the address, then run the same command again",
+        )
+
+    def _unreachable(self, error: Exception) -> KitError:
+        from botocore import exceptions as botocore
+
+        if isinstance(error, botocore.NoCredentialsError):
+            return UnavailableError(
+                f"no S3 credentials were found for {self.uri}",
+                hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+            )
+        credential_errors = (
+            botocore.PartialCredentialsError,
+            botocore.CredentialRetrievalError,
+            botocore.ProfileNotFound,
+            botocore.SSOError,
+            botocore.TokenRetrievalError,
+        )
+        if isinstance(error, credential_errors):
+            return UnavailableError(
+                f"the S3 credentials for {self.uri} cannot be used: {type(error).__name__}",
+                hint="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+            )
+        if isinstance(error, (botocore.ConnectionError, botocore.HTTPClientError)):
+            return UnavailableError(
+                f"the S3 endpoint {self._endpoint()} does not answer for {self.uri}: {type(error).__name__}",
+                hint="check the network and AWS_ENDPOINT_URL, then run the same command again",
+            )
+        return UnavailableError(
+            f"{self.uri} cannot be used: {type(error).__name__}",
+            hint="check the AWS configuration of this machine",
+        )
+
+    def _endpoint(self) -> str:
+        return "the S3 endpoint" if self._opened is None else _shown(self._opened.meta.endpoint_url)
+
+
+def _split_s3(uri: str) -> tuple[str, str]:
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    segments = prefix.removesuffix("/").split("/") if prefix else []
+    clean = all(segment not in ("", ".", "..") for segment in segments) and uri.isprintable()
+    if not _BUCKET.fullmatch(bucket) or ".." in bucket or not clean or any(sign in uri for sign in "?#@ \\"):
+        raise SettingsError(f"{_shown(uri)!r} is not a store address", hint=_RULE)
+    return bucket, "".join(f"{segment}/" for segment in segments)
+
+
+def _shown(uri: str) -> str:
+    # What stands before an @ or after a ? may be a password, and errors end in logs.
+    parts = re.split(r"[?#]", uri)
+    return re.sub(r"//[^/]*@", "//***@", parts[0]) + ("?..." if len(parts) > 1 else "")
+
+
+def _checked_digest(digest: str) -> str:
+    if not _DIGEST.fullmatch(digest):
+        raise InputError(f"{digest!r} is not a digest", hint="write 64 of 0-9 a-f")
+    return digest
+
+
+def _checked_files(folder: Path, *, digest: str, place: str | None = None) -> dict[str, Path]:
+    _checked_digest(digest)
+    place = place or str(folder)
+    if not folder.is_dir():
+        raise InputError(f"{place} is not a folder", hint="name the folder of a model version")
+    files: dict[str, Path] = {}
+    with _os_errors(folder):
+        for path in sorted(folder.rglob("*")):
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise InputError(
+                    f"{path} is not a plain file", hint="replace it by a copy of what it points at"
+                )
+            if path.is_file():
+                files[path.relative_to(folder).as_posix()] = path
+        if COMMIT_MARK not in files:
+            raise InputError(f"{place} has no {COMMIT_MARK}", hint="store only sealed versions")
+        _check_names(files, place=place)
+        found = digest_of({name: sha256_file(path) for name, path in files.items() if name != COMMIT_MARK})
+    if found != digest:
+        raise VerificationError(f"the files in {place} have the digest {found}, not {digest}")
+    return files
+
+
+def _check_names(names: Iterable[str], *, place: str) -> None:
+    known = set(names)
+    for name in sorted(known):
+        segments = name.split("/")
+        outside = any(segment in ("", ".", "..") for segment in segments)
+        inside_a_file = any("/".join(segments[:depth]) in known for depth in range(1, len(segments)))
+        if outside or inside_a_file or "\\" in name or not name.isprintable():
+            raise VerificationError(
+                f"{place} holds an object named {name!r}, which cannot be a file of a version",
+                hint="remove that object, and find out who put it there",
+            )
+
+
+def _is_complete(folder: Path) -> bool:
+    with _os_errors(folder):
+        if (folder / COMMIT_MARK).is_file():
+            return True
+        if folder.exists():
+            raise VerificationError(
+                f"{folder} has no {COMMIT_MARK}, so it is not a complete version",
+                hint="move that folder away",
+            )
+        return False
+
+
+@contextlib.contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnavailableError(
+            f"{path} cannot be used: {error.strerror or type(error).__name__}",
+            hint="check the folder and the disk",
+        ) from error
+
+
+def _not_found(digest: str, uri: str) -> NotFoundError:
+    return NotFoundError(
+        f"{uri} has no complete version sha256:{digest}",
+        hint="check the store's address, or store the version again",
+    )

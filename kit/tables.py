@@ -1,0 +1,244 @@
+"""Tables: where rows come from, and how they become tensors.
+
+Parquet, CSV and JSON Lines, one file or a folder of them, on disk or on S3, all through
+pyarrow. What a value may be is the signature's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kit.errors import InputError, MissingDependencyError, UnavailableError, nearest
+from kit.files import digest_of
+from kit.signature import Signature, Tensors
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow import fs
+
+#: File suffix to the format it means.
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl"}
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """One file of a table.
+
+    Attributes:
+        path: As the file system names it.
+        name: Relative to the table, for messages and fingerprints.
+        format: A value of ``FORMATS``.
+        size_bytes: Its size.
+    """
+
+    path: str
+    name: str
+    format: str
+    size_bytes: int
+
+
+def open_file_system(uri: str) -> tuple[fs.FileSystem, str]:
+    """Find the file system a place belongs to.
+
+    Args:
+        uri: A local path, or ``s3://bucket/key``.
+
+    Returns:
+        The file system, and the place as it names it.
+
+    Raises:
+        InputError: The scheme is neither a path nor s3.
+    """
+    try:
+        from pyarrow import fs
+    except ImportError as error:
+        raise MissingDependencyError(
+            "tables need pyarrow, which is not installed", hint="pip install 'kit[cluster]'"
+        ) from error
+    if uri.startswith("s3://"):
+        if "?" in uri:
+            raise InputError(
+                f"{uri!r} holds a '?'; a table's address has no query",
+                hint="set AWS_ENDPOINT_URL and AWS_REGION in the environment instead",
+            )
+        return fs.S3FileSystem(connect_timeout=5, request_timeout=30), uri.removeprefix("s3://")
+    if "://" in uri:
+        raise InputError(f"{uri!r} is neither a path nor an s3:// address")
+    return fs.LocalFileSystem(), str(Path(uri).expanduser())
+
+
+def list_files(uri: str) -> tuple[TableFile, ...]:
+    """List a table's files, sorted by name.
+
+    Args:
+        uri: A file, a folder, or either on S3.
+
+    Raises:
+        InputError: Nothing is there, or nothing in it is a table.
+        UnavailableError: S3 does not answer or refuses.
+    """
+    from pyarrow import fs
+
+    system, root = open_file_system(uri)
+    try:
+        info = system.get_file_info(root)
+        if info.type == fs.FileType.Directory:
+            found = system.get_file_info(fs.FileSelector(root, recursive=True))
+        else:
+            found = [info] if info.type == fs.FileType.File else []
+    except OSError as error:
+        raise _unreadable(uri, error) from error
+    files = []
+    for entry in sorted(found, key=lambda item: item.path):
+        name = entry.path[len(root) :].lstrip("/") or entry.base_name
+        hidden = any(part.startswith((".", "_")) for part in name.split("/"))
+        if entry.type == fs.FileType.File and not hidden and f".{entry.extension}" in FORMATS:
+            files.append(TableFile(entry.path, name, FORMATS[f".{entry.extension}"], entry.size))
+    if not files:
+        what = "does not exist" if info.type == fs.FileType.NotFound else "holds no table"
+        raise InputError(f"{uri} {what}", hint=f"name a file or folder of {', '.join(FORMATS)}")
+    return tuple(files)
+
+
+def fingerprint(uri: str) -> str:
+    """Name a table by its bytes: the same files give the same sha256, wherever they lie."""
+    system, _ = open_file_system(uri)
+    digests = {}
+    for file in list_files(uri):
+        digest = hashlib.sha256()
+        with system.open_input_stream(file.path) as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+        digests[file.name] = digest.hexdigest()
+    return digest_of(digests)
+
+
+def read_table(uri: str, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a whole table into memory.
+
+    Args:
+        uri: A file, a folder, or either on S3.
+        columns: Columns to read; all when None.
+
+    Raises:
+        InputError: A file cannot be read, or the files' columns differ.
+        UnavailableError: S3 does not answer or refuses.
+    """
+    import pyarrow as pa
+
+    tables = [read_file(uri, file, columns=columns) for file in list_files(uri)]
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(f"the files of {uri} do not have the same columns: {error}") from error
+
+
+def read_file(uri: str, file: TableFile, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one file of a table; see ``read_table``."""
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+    from pyarrow import json as jsonl
+
+    system, _ = open_file_system(uri)
+    try:
+        if file.format == "parquet":
+            with parquet.ParquetFile(file.path, filesystem=system) as opened:
+                _require(opened.schema_arrow.names, columns, file)
+                return opened.read(columns=list(columns) if columns is not None else None)
+        with system.open_input_stream(file.path) as stream:
+            source: Any = stream  # the stubs know paths and Python files only
+            if file.format == "csv":
+                options = csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
+                table = csv.read_csv(source, convert_options=options)
+            else:
+                table = jsonl.read_json(source)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{file.name} cannot be read as {file.format}: {error}") from error
+    except OSError as error:
+        raise _unreadable(f"{uri} ({file.name})", error) from error
+    _require(table.column_names, columns, file)
+    return table.select(list(columns)) if columns is not None else table
+
+
+def to_tensors(table: pa.Table | pa.RecordBatch, signature: Signature) -> Tensors:
+    """Make validated input tensors out of a table.
+
+    Args:
+        table: n_rows rows with at least the signature's columns.
+        signature: Which columns make which tensor.
+
+    Raises:
+        InputError: A column is missing or of the wrong type, or a value is not allowed.
+    """
+    names = table.schema.names
+    columns = {name: _to_numpy(name, table.column(name)) for name in signature.columns if name in names}
+    if len(columns) < len(set(signature.columns)):
+        columns |= dict.fromkeys(set(names) - set(columns))  # lets the error list what is there
+    return signature.from_columns(columns)
+
+
+def _to_numpy(name: str, column: Any) -> Any:
+    """Give a column as numpy where that is exact, else as Python values."""
+    import pyarrow as pa
+
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if isinstance(column, pa.ChunkedArray):  # no chunks at all
+        column = pa.array([], column.type)
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.dictionary_decode()
+        kind = column.type
+    if pa.types.is_null(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return column.to_pylist()
+    if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _lists(name, column)
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return column.to_numpy(zero_copy_only=False)
+    raise InputError(f"column {name!r} holds values of type {kind}; numbers, strings or lists are expected")
+
+
+def _lists(name: str, column: Any) -> Any:
+    import pyarrow.compute as pc
+
+    if column.null_count:
+        raise InputError(
+            f"column {name!r}, row {pc.index(column.is_null(), True).as_py()}: a value is missing"
+        )
+    if not len(column):
+        return []
+    lengths = pc.list_value_length(column)
+    width = lengths[0].as_py()
+    uneven = pc.index(pc.equal(lengths, width), False).as_py()
+    if uneven >= 0:
+        raise InputError(f"column {name!r}, row {uneven}: {lengths[uneven]} values where row 0 has {width}")
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), width)
+
+
+def _require(there: Sequence[str], columns: Sequence[str] | None, file: TableFile) -> None:
+    for column in columns or ():
+        if column not in there:
+            raise InputError(f"{file.name} has no column {column!r}", hint=nearest(column, there))
+
+
+def _unreadable(uri: str, error: OSError) -> UnavailableError | InputError:
+    text = str(error)
+    if not uri.startswith("s3://"):
+        return InputError(f"{uri} cannot be read: {text[:300]}")
+    if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text:
+        return UnavailableError(
+            f"{uri}: the bucket does not exist", hint="make the bucket or correct its name"
+        )
+    if "ACCESS_DENIED" in text or "403" in text or "credential" in text.lower():
+        return UnavailableError(
+            f"{uri}: S3 refuses access",
+            hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+        )
+    return UnavailableError(
+        f"{uri}: S3 does not answer: {text[:200]}", hint="check the network and AWS_ENDPOINT_URL"
+    )

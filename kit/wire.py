@@ -1,0 +1,203 @@
+"""Tensors as the Open Inference Protocol's JSON writes them, for the endpoint and for its client.
+
+A JSON value becomes an array only when its type, its shape and its number of values are what the
+specification says; whether the values are allowed is the signature's to decide. It knows nothing
+of HTTP, of requests or of bytes.
+
+JSON has no NaN: null stands for it in both directions, for a missing string too.
+
+Source: Open Inference Protocol v2, "Tensor Data", kserve/open-inference-protocol.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from kit.errors import InputError, nearest
+from kit.signature import DTYPES, TensorSpec
+
+#: The protocol's datatype for each dtype of a signature.
+DATATYPES: dict[str, str] = {
+    "float32": "FP32",
+    "float64": "FP64",
+    "int64": "INT64",
+    "int32": "INT32",
+    "uint8": "UINT8",
+    "bool": "BOOL",
+    "string": "BYTES",
+}
+_DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
+_TENSOR_KEYS = frozenset({"name", "datatype", "shape", "data", "parameters"})
+_NUMBERS: frozenset[type] = frozenset({float, int, type(None)})
+_ACCEPTED: dict[str, tuple[frozenset[type], str]] = {
+    "FP32": (_NUMBERS, "a number"),
+    "FP64": (_NUMBERS, "a number"),
+    "INT64": (frozenset({int}), "a whole number"),
+    "INT32": (frozenset({int}), "a whole number"),
+    "UINT8": (frozenset({int}), "a whole number"),
+    "BOOL": (frozenset({bool}), "true or false"),
+    "BYTES": (frozenset({str, type(None)}), "a string"),
+}
+
+
+def encode_tensor(spec: TensorSpec, array: np.ndarray) -> dict[str, Any]:
+    """Describe an array as the protocol's tensor object.
+
+    Args:
+        spec: Its name and dtype.
+        array: Shape (n_rows, *spec.row_shape).
+
+    Returns:
+        The object; ``data`` is flat in row-major order, an array of numbers (orjson writes it, NaN
+        as null) or a list of strings.
+    """
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return {
+        "name": spec.name,
+        "datatype": DATATYPES[spec.dtype],
+        "shape": list(array.shape),
+        "data": flat.tolist() if spec.dtype == "string" else flat,
+    }
+
+
+def decode_tensor(spec: TensorSpec, value: dict[str, Any], *, kind: str) -> np.ndarray:
+    """Read a tensor object.
+
+    Args:
+        spec: The tensor that is expected.
+        value: The parsed JSON object; ``data`` may be flat or nested.
+        kind: What messages call it, ``input`` or ``output``.
+
+    Returns:
+        The array, shape (n_rows, *spec.row_shape), n_rows >= 1, in the specification's dtype.
+
+    Raises:
+        InputError: A key is unknown or missing, or the datatype, the shape, the number or the type
+            of the values is not what the specification says.
+    """
+    what = f"{kind} {spec.name!r}"
+    check_object(value, what=what, allowed=_TENSOR_KEYS, required=("datatype", "shape", "data"))
+    expected = DATATYPES[spec.dtype]
+    if value["datatype"] != expected:
+        raise InputError(f"{what} has datatype {_shown(value['datatype'])}; {expected} is expected")
+    shape = _checked_shape(spec, value["shape"], what=what)
+    flat = _flattened(value["data"], shape=shape, what=what)
+    accepted, word = _ACCEPTED[expected]
+    if not accepted.issuperset(map(type, flat)):
+        index = next(index for index, item in enumerate(flat) if type(item) not in accepted)
+        raise InputError(
+            f"{what}, row {index // spec.row_size}: {_shown(flat[index])} is not {word} ({expected})"
+        )
+    return _array(spec, flat, what=what).reshape(shape)
+
+
+def dtype_of(datatype: object) -> str:
+    """Give the signature's dtype for a datatype of the protocol.
+
+    Raises:
+        InputError: The kit has no such dtype.
+    """
+    if not isinstance(datatype, str) or datatype not in _DTYPES:
+        raise InputError(f"datatype {_shown(datatype)} is not known", hint=f"valid: {', '.join(_DTYPES)}")
+    return _DTYPES[datatype]
+
+
+def check_object(value: object, *, what: str, allowed: frozenset[str], required: tuple[str, ...]) -> None:
+    """Refuse what is not an object, and keys that are unknown or missing.
+
+    Args:
+        value: Parsed JSON.
+        what: What messages call it.
+        allowed: Every key it may have; ``parameters`` must hold an object.
+        required: The keys it must have.
+
+    Raises:
+        InputError: One of these rules is broken.
+    """
+    if not isinstance(value, dict):
+        raise InputError(f"{what} is {_kind(value)} where an object is expected")
+    if not allowed.issuperset(value):
+        unknown = next(key for key in value if key not in allowed)
+        raise InputError(f"{what} has an unknown key {unknown[:40]!r}", hint=nearest(unknown[:40], allowed))
+    for key in required:
+        if key not in value:
+            raise InputError(f"{what} has no {key!r}", hint=f"add {key!r}")
+    if not isinstance(value.get("parameters", {}), dict):
+        raise InputError(f"the 'parameters' of {what} are {_kind(value['parameters'])}, not an object")
+
+
+def _checked_shape(spec: TensorSpec, shape: object, *, what: str) -> tuple[int, ...]:
+    if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
+        raise InputError(f"{what} has shape {_shown(shape)}; a list of whole numbers is expected")
+    if len(shape) != len(spec.shape) or tuple(shape[1:]) != spec.row_shape:
+        raise InputError(
+            f"{what} has shape {_shown(shape)}; {list(spec.shape)} is expected "
+            "(-1 stands for any number of rows)"
+        )
+    if shape[0] == 0:
+        raise InputError(f"{what} has no rows", hint="send at least one row")
+    return tuple(shape)
+
+
+def _flattened(data: object, *, shape: tuple[int, ...], what: str) -> list[Any]:
+    if not isinstance(data, list):
+        raise InputError(f"the 'data' of {what} is {_kind(data)} where a list is expected")
+    count = 1
+    for size in shape:
+        count *= size
+    flat: list[Any] = data
+    if flat and type(flat[0]) is list and len(shape) > 1:  # nested: one level per axis, no deeper
+        if len(flat) != shape[0]:
+            raise InputError(f"{what} has {len(flat)} rows of data; its shape {list(shape)} says {shape[0]}")
+        for axis, size in enumerate(shape[1:], start=1):
+            if any(type(item) is not list or len(item) != size for item in flat):
+                raise InputError(
+                    f"the nested 'data' of {what} does not hold lists of {size} along axis {axis}"
+                )
+            flat = list(itertools.chain.from_iterable(flat))
+    if len(flat) != count:
+        raise InputError(f"{what} has {len(flat)} values; its shape {list(shape)} says {count}")
+    return flat
+
+
+def _array(spec: TensorSpec, flat: list[Any], *, what: str) -> np.ndarray:
+    dtype = DTYPES[spec.dtype]
+    if spec.dtype == "string":
+        array = np.empty(len(flat), dtype=object)
+        array[:] = ["" if item is None else item for item in flat]
+        return array
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):  # too large for the dtype is infinity, which the signature names
+            return np.array(flat, dtype=dtype)
+    if dtype.kind == "b":
+        return np.array(flat, dtype=dtype)
+    try:
+        wide = np.array(flat, dtype=np.int64)
+    except OverflowError:
+        wide = np.array([], dtype=np.int64)
+    narrow = wide.astype(dtype)
+    if len(narrow) != len(flat) or (narrow != wide).any():
+        limits = np.iinfo(dtype)
+        index = next(i for i, item in enumerate(flat) if not int(limits.min) <= item <= int(limits.max))
+        raise InputError(
+            f"{what}, row {index // spec.row_size}: {flat[index]} does not fit {DATATYPES[spec.dtype]}"
+        )
+    return narrow
+
+
+def _kind(value: object) -> str:
+    """Name a JSON value's type as JSON does."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _shown(value: object) -> str:
+    """Show a value from outside, at most 40 characters of it and nothing nested (repr would recurse)."""
+    flat = isinstance(value, list) and len(value) <= 8 and not any(isinstance(v, (list, dict)) for v in value)
+    if isinstance(value, dict) or (isinstance(value, list) and not flat):
+        return _kind(value)
+    text = repr(value[:60] if isinstance(value, str) else value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

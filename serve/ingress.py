@@ -1,0 +1,141 @@
+"""The place an endpoint listens: is the port free, does it answer, and which HAProxy processes are ours.
+
+Ray Serve starts HAProxy as a child of one of its workers. When Ray is killed instead of stopped, that
+child lives on and keeps the port; here it is found and ended, by the folder its configuration lies in.
+It knows nothing of models or of Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from kit.errors import ConflictError, InputError, UnavailableError
+
+_FOLDER_PREFIX = "kit-serve-"
+_OWNER = "ray::HAProxyManager"
+_GRACE_S = 2.0
+_PAUSE_S = 0.05
+
+
+def new_folder() -> Path:
+    """Make the folder for HAProxy's files, open to this user alone (its admin socket is in there)."""
+    return Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
+
+
+def check_port(host: str, *, port: int) -> None:
+    """Refuse a port nobody can listen on, before anything is started.
+
+    Raises:
+        ConflictError: Somebody listens there already.
+        InputError: The host is not an address of this machine.
+        UnavailableError: This user may not listen there.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # a closed endpoint's TIME_WAIT is no owner
+            probe.bind(address)
+    except socket.gaierror as error:
+        raise InputError(
+            f"host {host!r} is not an address: {error.strerror}", hint="use --host 127.0.0.1"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConflictError(
+                f"port {port} on {host} is taken by another process",
+                hint=f"choose another port: --port {port + 1 if port < 65535 else 8000}",
+            ) from error
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise InputError(
+                f"host {host!r} is not an address of this machine", hint="use --host 127.0.0.1 or 0.0.0.0"
+            ) from error
+        raise UnavailableError(
+            f"port {port} on {host} cannot be used: {error.strerror}", hint="choose another port: --port 8000"
+        ) from error
+
+
+def client_host(host: str) -> str:
+    """Give the address to reach a listener at from this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def answers(host: str, *, port: int, path: str, timeout_s: float) -> bool:
+    """Say whether a GET is answered with 200."""
+    connection = http.client.HTTPConnection(client_host(host), port, timeout=timeout_s)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def local_addresses() -> frozenset[str]:
+    """List this machine's addresses that a peer on it may show beside the loopback ones."""
+    found: set[str] = set()
+    with contextlib.suppress(OSError):
+        found.update(str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None))
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing; asks the kernel which address leads outside
+        found.add(str(probe.getsockname()[0]))
+    return frozenset(found)
+
+
+def stop_haproxy(folder: Path) -> None:
+    """End every HAProxy whose configuration lies in our folder, then remove the folder."""
+    _end([pid for pid, parent in _haproxies(str(folder))])
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def stop_orphans() -> None:
+    """End HAProxy processes of earlier endpoints of this user whose Ray is gone."""
+    _end([pid for pid, parent in _haproxies(f"/{_FOLDER_PREFIX}") if not _command(parent).startswith(_OWNER)])
+
+
+def _haproxies(marker: str) -> Iterator[tuple[int, int]]:
+    """Yield pid and parent's pid of this user's HAProxy processes that were started with a marked file."""
+    for entry in Path("/proc").glob("[0-9]*"):  # no /proc, no HAProxy: it exists for Linux alone
+        try:
+            if entry.stat().st_uid != os.getuid():
+                continue
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            status = (entry / "status").read_text()
+        except OSError:
+            continue
+        if Path(os.fsdecode(words[0])).name == "haproxy" and any(
+            marker in os.fsdecode(word) for word in words[1:]
+        ):
+            parent = next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:"))
+            yield int(entry.name), int(parent)
+
+
+def _command(pid: int) -> str:
+    try:
+        return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return ""
+
+
+def _end(pids: list[int]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        deadline = time.monotonic() + _GRACE_S
+        while pids and time.monotonic() < deadline:
+            pids = [pid for pid in pids if "haproxy" in _command(pid)]  # a zombie's command is empty
+            if pids:
+                time.sleep(_PAUSE_S)

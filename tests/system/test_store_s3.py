@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from kit.errors import KitError, NotFoundError, SettingsError, UnavailableError, VerificationError
+from kit.files import digest_of, sha256_file
+from kit.store import Store, open_store
+
+FILES = {
+    "model.onnx": b"graph" * 1000,
+    "golden/inputs.npz": b"inputs",
+    "manifest.json": b"{}",
+    "model.sig": b"sig",
+}
+URI = "s3://models/team/a"
+SECRET = "hunter2-secret"
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    return monkeypatch
+
+
+@pytest.fixture
+def bucket(endpoint: str, environment: pytest.MonkeyPatch) -> Iterator[Any]:
+    environment.setenv("AWS_ENDPOINT_URL", endpoint)
+    bucket = boto3.session.Session().resource("s3").create_bucket(Bucket="models")
+    yield bucket
+    bucket.objects.all().delete()
+    bucket.delete()
+
+
+@pytest.fixture
+def store(bucket: Any, tmp_path: Path) -> Store:
+    return open_store(URI, cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> Path:
+    folder = tmp_path / "version"
+    for name, data in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.fixture
+def digest(version: Path) -> str:
+    return digest_of({name: sha256_file(version / name) for name in FILES if name != "model.sig"})
+
+
+def ask_with_error(store: Store) -> KitError:
+    started_s = time.monotonic()
+    with pytest.raises(KitError) as caught:
+        store.contains("0" * 64)
+    assert time.monotonic() - started_s < 20
+    assert "\n" not in caught.value.message
+    assert SECRET not in f"{caught.value.message}{caught.value.hint}"
+    assert caught.value.hint
+    return caught.value
+
+
+def test_what_was_put_is_fetched_as_it_was(store: Store, version: Path, digest: str, tmp_path: Path) -> None:
+    assert not store.contains(digest)
+    assert store.put(version, digest=digest) == f"{URI}/{digest}"
+    assert store.contains(digest)
+    folder = store.fetch(digest)
+    assert folder == tmp_path / "cache" / digest
+    assert {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    } == FILES
+
+
+def test_a_fetched_version_is_reused_without_the_network(
+    store: Store, version: Path, digest: str, environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store.put(version, digest=digest)
+    folder = store.fetch(digest)
+    environment.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert open_store(URI, cache=tmp_path / "cache").fetch(digest) == folder
+
+
+def test_a_complete_version_is_not_uploaded_again(
+    store: Store, bucket: Any, version: Path, digest: str
+) -> None:
+    store.put(version, digest=digest)
+    written = {entry.key: entry.last_modified for entry in bucket.objects.all()}
+    bucket.put_object(Key=f"team/a/{digest}/manifest.json", Body=b"planted")
+    store.put(version, digest=digest)
+    assert bucket.Object(f"team/a/{digest}/manifest.json").get()["Body"].read() == b"planted"
+    assert {entry.key for entry in bucket.objects.all()} == set(written)
+
+
+def test_an_interrupted_upload_is_not_contained_and_is_completed_by_the_next(
+    store: Store, bucket: Any, version: Path, digest: str
+) -> None:
+    store.put(version, digest=digest)
+    bucket.Object(f"team/a/{digest}/model.sig").delete()
+    bucket.Object(f"team/a/{digest}/model.onnx").delete()
+    assert not store.contains(digest)
+    with pytest.raises(NotFoundError, match=digest):
+        store.fetch(digest)
+    store.put(version, digest=digest)
+    assert store.contains(digest)
+    assert (store.fetch(digest) / "model.onnx").read_bytes() == FILES["model.onnx"]
+
+
+def test_the_commit_mark_is_uploaded_last(
+    store: Store, version: Path, digest: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="kit"):
+        store.put(version, digest=digest)
+    uploads = [record.getMessage() for record in caplog.records if record.name == "kit"]
+    assert len(uploads) == len(FILES)
+    assert uploads[-1].startswith("uploading model.sig ")
+
+
+@pytest.mark.parametrize(
+    "name", ["../escape", "golden/../../escape", "/absolute", "a//b", "golden/", "model.onnx/x"]
+)
+def test_a_name_that_leaves_the_folder_is_refused(
+    store: Store, bucket: Any, version: Path, digest: str, name: str, tmp_path: Path
+) -> None:
+    store.put(version, digest=digest)
+    bucket.put_object(Key=f"team/a/{digest}/{name}", Body=b"planted")
+    with pytest.raises(VerificationError, match="cannot be a file of a version"):
+        store.fetch(digest)
+    assert not (tmp_path / "cache").exists()
+    assert not list(tmp_path.rglob("escape"))
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "extra.txt"])
+def test_a_download_that_does_not_match_its_digest_is_not_kept(
+    store: Store, bucket: Any, version: Path, digest: str, name: str, tmp_path: Path
+) -> None:
+    store.put(version, digest=digest)
+    bucket.put_object(Key=f"team/a/{digest}/{name}", Body=b"planted")
+    with pytest.raises(VerificationError, match=f"{URI}/{digest} have the digest .*, not {digest}"):
+        store.fetch(digest)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_version_of_more_than_one_listing_page_is_fetched_whole(
+    store: Store, version: Path, digest: str, environment: pytest.MonkeyPatch
+) -> None:
+    environment.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "1")
+    store.put(version, digest=digest)
+    assert (store.fetch(digest) / "model.onnx").read_bytes() == FILES["model.onnx"]
+
+
+def test_a_missing_bucket_is_named(bucket: Any, version: Path, digest: str, tmp_path: Path) -> None:
+    store = open_store("s3://no-such-bucket/x", cache=tmp_path / "cache")
+    assert "the bucket 'no-such-bucket'" in ask_with_error(store).message
+    for ask in (store.fetch, lambda digest: store.put(version, digest=digest)):
+        with pytest.raises(UnavailableError, match="does not exist"):
+            ask(digest)
+
+
+def test_missing_credentials_say_what_to_set(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment.delenv("AWS_ACCESS_KEY_ID")
+    environment.delenv("AWS_SECRET_ACCESS_KEY")
+    error = ask_with_error(open_store(URI, cache=tmp_path))
+    assert isinstance(error, UnavailableError)
+    assert error.message == f"no S3 credentials were found for {URI}"
+    assert "AWS_ACCESS_KEY_ID" in str(error.hint)
+    assert "AWS_PROFILE" in str(error.hint)
+
+
+@pytest.mark.parametrize("variable", ["AWS_PROFILE", "AWS_SECRET_ACCESS_KEY"])
+def test_unusable_credentials_are_told_apart(
+    environment: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    if variable == "AWS_PROFILE":
+        environment.setenv(variable, "nobody")
+    else:
+        environment.delenv(variable)
+    assert "the S3 credentials for" in ask_with_error(open_store(URI, cache=tmp_path)).message
+
+
+def test_an_unreachable_endpoint_is_named_within_seconds(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
+        port = unused.getsockname()[1]
+        environment.setenv("AWS_ENDPOINT_URL", f"http://user:{SECRET}@127.0.0.1:{port}")
+        error = ask_with_error(open_store(URI, cache=tmp_path))
+    assert isinstance(error, UnavailableError)
+    assert f"127.0.0.1:{port} does not answer" in error.message
+
+
+def test_an_endpoint_that_is_no_url_is_a_setting_to_correct(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment.setenv("AWS_ENDPOINT_URL", f"not a url {SECRET}")
+    assert isinstance(ask_with_error(open_store(URI, cache=tmp_path)), SettingsError)
+
+
+@pytest.mark.parametrize(
+    "code,status,words",
+    [
+        ("AccessDenied", 403, "access to s3://models/team/a is denied"),
+        ("InvalidAccessKeyId", 403, "refuses the S3 credentials"),
+        ("AccountProblem", 400, "answers AccountProblem"),
+    ],
+)
+def test_a_refusal_is_one_sentence_without_the_servers_own_words(
+    environment: pytest.MonkeyPatch, tmp_path: Path, code: str, status: int, words: str
+) -> None:
+    class Refuse(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = f"<Error><Code>{code}</Code><Message>key {SECRET} is bad</Message></Error>".encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        try:
+            assert words in ask_with_error(open_store(URI, cache=tmp_path)).message
+        finally:
+            server.shutdown()
+            thread.join()
