@@ -22,7 +22,7 @@ from typing import Any
 
 from edge.targets import Core, Target
 from kit import archive
-from kit.errors import VerificationError
+from kit.errors import KitError, VerificationError
 from kit.files import canonical_json, read_json, write_atomic
 from kit.runner import FORMAT, read_manifest
 from kit.seal import open_sealed, seal
@@ -54,9 +54,8 @@ def bundle_name(name: str, target: Target) -> str:
 def write_parts(folder: Path, *, core: Core) -> None:
     """Write what a bundle takes over from the model version: all but manifest and model files."""
     version = core.version
-    (folder / "golden").mkdir()
-    for name in ("inputs.npz", "outputs.npz"):
-        shutil.copyfile(version.folder / "golden" / name, folder / "golden" / name)
+    for name in ("golden/inputs.npz", "golden/outputs.npz"):
+        write_atomic(folder / name, (version.folder / name).read_bytes())
     write_atomic(folder / "signature.json", canonical_json(version.signature.to_json()))
     if core.steps is not None:
         write_atomic(folder / "preprocessing.json", canonical_json(core.steps.to_json()))
@@ -132,7 +131,7 @@ def unpack_bundle(path: Path, *, folder: Path, trusted: Sequence[bytes]) -> Bund
     archive.unpack(path, folder)
     try:
         return open_bundle(folder, trusted=trusted)
-    except VerificationError:
+    except KitError:
         shutil.rmtree(folder)
         raise
 

@@ -8,6 +8,7 @@ Latencies stay out of the bundle, whose bytes must not depend on the day.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -239,7 +240,8 @@ def _require_same_data(project: Project, version: ModelVersion, split: Split) ->
     if split.fingerprint != lineage["fingerprint"]:
         raise InputError(
             f"{project.settings.data.path} has the fingerprint {split.fingerprint[:12]}, but model "
-            f"{version.name!r} was trained on {lineage['fingerprint'][:12]}, so its held-out rows are not known",
+            f"{version.name!r} was trained on {lineage['fingerprint'][:12]}, so which rows were held out is "
+            "not known",
             hint="restore the data the model was trained on, or train again",
         )
     split_by = {
@@ -411,18 +413,23 @@ def _target_facts(result: TargetResult) -> dict[str, Any]:
 def _quiet() -> Iterator[None]:
     """Keep the converters' progress bars, C++ logs and warnings off the user's screen.
 
-    They write to the file descriptors, past ``sys.stdout``; what they wrote goes to the debug log.
+    Some write to ``sys.stdout``, some to the file descriptors; all of it goes to the debug log.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
     previous = logging.root.manager.disable
+    written = io.StringIO()  # not a file: some of them keep the stream they find when imported
     with tempfile.TemporaryFile() as sink:
         try:
             os.dup2(sink.fileno(), 1)
             os.dup2(sink.fileno(), 2)
             logging.disable(logging.CRITICAL)
-            with warnings.catch_warnings():
+            with (
+                contextlib.redirect_stdout(written),
+                contextlib.redirect_stderr(written),
+                warnings.catch_warnings(),
+            ):
                 warnings.simplefilter("ignore")
                 yield
         finally:
@@ -433,4 +440,4 @@ def _quiet() -> Iterator[None]:
                 os.close(copy)
             logging.disable(previous)
             sink.seek(0)
-            _log.debug("the converter wrote: %s", sink.read().decode(errors="replace"))
+            _log.debug("the converter wrote: %s", written.getvalue() + sink.read().decode(errors="replace"))

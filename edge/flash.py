@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edge.agent.device import CONFIRMED, IDLE, REJECTED, UNCHANGED, Device, Report
-from edge.agent.trial import child_environment
+from edge.agent.trial import CODE_FOLDER
 from kit import errors, files, signing
 from kit.archive import BUNDLE_FILES, SUFFIX, unpack
 from kit.project import Project
@@ -237,7 +237,7 @@ def _run_agent(device: Device, *, timeout_s: float) -> tuple[int | None, str]:
             capture_output=True,
             text=True,
             errors="replace",
-            env=child_environment(),
+            cwd=CODE_FOLDER,
             timeout=timeout_s,
             check=False,
         )

@@ -1,4 +1,4 @@
-"""The one door to Ray: start or join it, and turn its error shapes into ours.
+"""The one door to Ray: start or join it, say what travels there, turn its error shapes into ours.
 
 Knows nothing of what runs there.
 """
@@ -12,57 +12,66 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from kit.errors import KitError, MissingDependencyError, UnavailableError
+from kit.project import STATE_VARIABLE, Project
 
 _log = logging.getLogger("kit")
 
-#: Left out of what travels to a cluster: state, keys, environments and version control.
-EXCLUDES = [".kit/", ".git/", ".venv*/", "**/__pycache__/", "bundles/", "report.html"]
+#: Left out of what travels to a cluster, as in a .gitignore (which counts as well): private keys
+#: and secrets, state, environments, version control, results.
+EXCLUDES = (
+    "*.pem",
+    "*.key",
+    ".env",
+    ".kit/",
+    ".git/",
+    ".venv*/",
+    "__pycache__/",
+    "bundles/",
+    "report.html",
+)
 _PACKAGES = ("kit", "jobs", "serve", "edge")
 _CONNECT_TIMEOUT_S = 5.0
 
 
 @contextlib.contextmanager
-def connected(address: str | None, *, project_folder: Path) -> Iterator[None]:
+def connected(address: str | None, *, project: Project) -> Iterator[None]:
     """Have a Ray to run on while the block lasts.
 
     Args:
         address: ``host:port`` of a cluster; None starts a Ray on this machine, or, inside a
             submitted job, joins the cluster that runs it.
-        project_folder: Travels to a cluster's workers together with the kit.
+        project: Travels to a cluster's workers together with the kit.
 
     Raises:
         UnavailableError: The cluster does not answer.
         MissingDependencyError: Ray is not installed.
     """
+    _set_environment()
     try:
-        # Ray runs workers at nice 15 unless told otherwise; read when it starts.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
     except ImportError as error:
         raise MissingDependencyError(
             f"this command needs Ray, which cannot be imported: {error}", hint="pip install 'kit[cluster]'"
         ) from error
-
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    inside_job = address is None and bool(os.environ.get("RAY_ADDRESS"))
-    if inside_job:
+    if address is None and _inside_job():
         ray.init(**quiet)
     elif address is not None:
         check_reachable(address)
         _log.info("joining the cluster at %s", address)
         try:
-            ray.init(address=address, runtime_env=shipped(project_folder), **quiet)
+            ray.init(address=address, runtime_env=shipped(project), **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UnavailableError(
                 f"the cluster at {address} cannot be joined: {str(error)[:300]}",
                 hint="check the address and RAY_AUTH_TOKEN, or submit from outside: kit submit",
             ) from error
     else:
+        # Nobody reclaims this machine: spare the process that would watch for it.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         _log.info("starting Ray on this machine")
         ray.init(address="local", include_dashboard=False, **quiet)
     try:
@@ -71,19 +80,46 @@ def connected(address: str | None, *, project_folder: Path) -> Iterator[None]:
         ray.shutdown()
 
 
-def shipped(project_folder: Path, *, state: Path | None = None) -> dict[str, Any]:
+def _set_environment() -> None:
+    """Set what Ray reads from the environment when it is imported or started."""
+    # Ray runs workers at nice 15 unless told otherwise.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
+    # A worker's report waits for the controller's next look, every 2 s unless told otherwise.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # A training worker stays in the shipped project instead of a folder of the run.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+
+
+def _inside_job() -> bool:
+    """Say whether this process is the entrypoint of a submitted job; Ray sets both for it.
+
+    The address alone does not count: a user's shell may name a cluster for other purposes.
+    """
+    return "RAY_ADDRESS" in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def shipped(project: Project, *, state: Path | None = None) -> dict[str, Any]:
     """Say what travels to a cluster: the project's folder and the kit's own packages.
 
     Args:
-        project_folder: Becomes the working folder of every process there.
+        project: Its folder becomes the working folder of every process there, without its state,
+            its signing key and what ``EXCLUDES`` names.
         state: Where the job keeps its state; sets ``KIT_STATE``.
     """
     root = Path(__file__).resolve().parents[1]
-    environment = {"KIT_STATE": str(state)} if state is not None else {}
+    environment = {STATE_VARIABLE: str(state)} if state is not None else {}
+    private = [
+        "/" + place.relative_to(project.folder).as_posix()
+        for place in (project.state, project.signing_key_path())
+        if place.is_relative_to(project.folder)
+    ]
     return {
-        "working_dir": str(project_folder),
+        "working_dir": str(project.folder),
         "py_modules": [str(root / package) for package in _PACKAGES],
-        "excludes": EXCLUDES,
+        "excludes": [*EXCLUDES, *private],
         "env_vars": environment,
     }
 
@@ -114,9 +150,9 @@ def check_reachable(address: str) -> None:
 
 
 def is_local(address: str) -> bool:
-    """Say whether an address lies on this machine."""
-    host = address.split("://")[-1].split("/")[0].rpartition(":")[0]
-    return host in ("127.0.0.1", "localhost", "[::1]")
+    """Say whether an address, ``host:port`` or a URL, lies on this machine."""
+    host = urlsplit(address if "://" in address else f"//{address}").hostname
+    return host in ("127.0.0.1", "localhost", "::1")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import inspect
 import json
 import math
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kit.errors import InputError, ProjectError, nearest
+from kit.errors import InputError, KitError, ProjectError, nearest
 from kit.project import Project
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 WEIGHTS = "weights.pt"
 BEST = "best.pt"
 PROGRESS = "progress.json"
+
+#: Time between checkpoints. Each waits for Ray's controller to notice it, so one per epoch would
+#: cost a small network most of its time.
+_CHECKPOINT_INTERVAL_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -117,34 +122,84 @@ def build_network(project: Project, *, n_features: int, n_classes: int) -> torch
     return network
 
 
+def check_network(network: torch.nn.Module, *, rows: np.ndarray, n_classes: int) -> None:
+    """Refuse a network that cannot read the rows, or answers in another shape than the task needs.
+
+    Args:
+        network: What the factory returned; left in training mode.
+        rows: A few rows as the network will read them.
+        n_classes: Answers per row; 0 for regression, which needs one value.
+
+    Raises:
+        ProjectError: Calling it fails, or the answer has another shape.
+    """
+    import torch
+
+    network.eval()
+    try:
+        with torch.no_grad():
+            answer = network(torch.from_numpy(np.array(rows)))
+    except Exception as error:  # the user's code may raise anything at all
+        raise ProjectError(
+            f"the network cannot read rows of shape {list(rows.shape[1:])}: {type(error).__name__}: {error}",
+            hint="correct the network's forward or the shape in [[data.inputs]]",
+        ) from error
+    network.train()
+    wanted = [(len(rows), n_classes)] if n_classes else [(len(rows),), (len(rows), 1)]
+    found = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+    if found not in wanted:
+        raise ProjectError(
+            f"the network answers {len(rows)} rows with {found}, but {wanted[-1]} is needed",
+            hint="return one logit per class" if n_classes else "return one value per row",
+        )
+
+
 def loop(config: dict[str, Any]) -> None:
     """Train on this worker; Ray Train calls it on each.
 
+    A refusal is told to the listener first: Ray starts the loop again after any failure, and
+    what a user has to correct is not worth a second try.
+
     Args:
         config: ``fit`` (a FitConfig as a dict), ``arrays`` (a reference to train and validation
-            arrays) and ``progress`` (an actor that hears of each epoch).
+            arrays) and ``listener`` (an actor that hears of each epoch and of a refusal).
     """
     import ray
+
+    listener = config["listener"]
+    if ray.get(listener.refusal.remote()) is not None:
+        return
+    try:
+        _train(FitConfig(**config["fit"]), ray.get(config["arrays"]), listener=listener)
+    except KitError as error:
+        ray.get(listener.refuse.remote(error))
+        raise
+
+
+def _train(fit: FitConfig, arrays: dict[str, np.ndarray], *, listener: Any) -> None:
     import torch
     from ray import train
     from ray.train.torch import get_device, prepare_model
 
-    fit = FitConfig(**config["fit"])
     torch.set_num_threads(fit.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(fit.seed)
-    arrays: dict[str, np.ndarray] = ray.get(config["arrays"])
     folder = Path(fit.folder)
     project = Project.open(folder if folder.is_dir() else Path.cwd())
     network = build_network(
         project, n_features=int(np.prod(arrays["train_x"].shape[1:])), n_classes=fit.n_classes
     )
     context = train.get_context()
-    network = prepare_model(network)
-    trainer = _Trainer(network, fit, arrays, device=get_device(), classes=fit.n_classes)
+    trainer = _Trainer(
+        prepare_model(network),
+        fit,
+        arrays,
+        device=get_device(),
+        rank=context.get_world_rank(),
+        world=context.get_world_size(),
+    )
     trainer.resume(train.get_checkpoint())
-    report = trainer.reporter(rank=context.get_world_rank(), heard_by=config["progress"])
-    trainer.run(rank=context.get_world_rank(), world=context.get_world_size(), report=report)
+    trainer.run(listener)
 
 
 class _Trainer:
@@ -157,7 +212,8 @@ class _Trainer:
         arrays: dict[str, np.ndarray],
         *,
         device: Any,
-        classes: int,
+        rank: int,
+        world: int,
     ) -> None:
         import torch
 
@@ -167,8 +223,9 @@ class _Trainer:
             network.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay
         )
         self.loss: Callable[..., torch.Tensor] = (
-            torch.nn.functional.cross_entropy if classes else torch.nn.functional.mse_loss
+            torch.nn.functional.cross_entropy if fit.n_classes else torch.nn.functional.mse_loss
         )
+        self.rank, self.world, self.device = rank, world, device
         self.data = {
             name: torch.from_numpy(np.array(array)).to(device)  # a copy: Ray's arrays are read-only
             for name, array in arrays.items()
@@ -201,40 +258,49 @@ class _Trainer:
         done = len(self.progress.epochs)
         return done >= self.fit.epochs or done - self.progress.best_epoch >= self.fit.patience_epochs
 
-    def run(self, *, rank: int, world: int, report: Callable[[Epoch], None]) -> None:
-        """Train until finished, reporting each epoch."""
+    def run(self, listener: Any) -> None:
+        """Train until finished; checkpoint every few seconds and at the end.
+
+        Args:
+            listener: Hears of each epoch from the first worker.
+        """
+        kept_at_s = time.monotonic()
         while not self.finished():
             epoch = len(self.progress.epochs) + 1
-            train_loss = self._pass(epoch, rank=rank, world=world)
-            figures = Epoch(epoch, *_agreed(train_loss, self._validate(), world=world))
-            if not (math.isfinite(figures.train_loss) and math.isfinite(figures.validation_loss)):
+            due = time.monotonic() - kept_at_s >= _CHECKPOINT_INTERVAL_S
+            train_loss, validation_loss, n_due = self._agreed(self._pass(epoch), self._validate(), float(due))
+            figures = Epoch(epoch, train_loss / self.world, validation_loss / self.world)
+            if not (math.isfinite(train_loss) and math.isfinite(validation_loss)):
                 raise InputError(
                     f"training diverged: the loss of epoch {epoch} is not finite",
                     hint=f"lower learning_rate (now {self.fit.learning_rate:g}), or scale the inputs",
                 )
-            better = figures.validation_loss < self.progress.best_loss
-            self.progress.epochs.append(figures)
-            if better:
-                self.progress.best_epoch = epoch
-                self.best = {
-                    name: value.detach().cpu().clone() for name, value in self.plain.state_dict().items()
-                }
-            report(figures)
+            self._keep(figures)
+            if self.rank == 0:
+                listener.hear.remote(asdict(figures))
+            if n_due or self.finished():
+                self._checkpoint()
+                kept_at_s = time.monotonic()
 
-    def reporter(self, *, rank: int, heard_by: Any) -> Callable[[Epoch], None]:
-        """Give the function that checkpoints and reports an epoch."""
+    def _keep(self, figures: Epoch) -> None:
+        better = figures.validation_loss < self.progress.best_loss
+        self.progress.epochs.append(figures)
+        if better:
+            self.progress.best_epoch = figures.epoch
+            self.best = {
+                name: value.detach().cpu().clone() for name, value in self.plain.state_dict().items()
+            }
+
+    def _checkpoint(self) -> None:
+        """Report to Ray Train, which waits for every worker; the first one brings the files."""
         from ray import train
 
-        def report(figures: Epoch) -> None:
-            with tempfile.TemporaryDirectory() as folder:
-                checkpoint = None
-                if rank == 0:
-                    self._save(Path(folder))
-                    checkpoint = train.Checkpoint.from_directory(folder)
-                    heard_by.hear.remote(asdict(figures))
-                train.report(asdict(figures), checkpoint=checkpoint)
-
-        return report
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if self.rank == 0:
+                self._save(Path(folder))
+                checkpoint = train.Checkpoint.from_directory(folder)
+            train.report(asdict(self.progress.epochs[-1]), checkpoint=checkpoint)
 
     def _save(self, folder: Path) -> None:
         import torch
@@ -244,14 +310,14 @@ class _Trainer:
         torch.save(self.best, folder / BEST)
         (folder / PROGRESS).write_text(json.dumps(asdict(self.progress)))
 
-    def _pass(self, epoch: int, *, rank: int, world: int) -> float:
+    def _pass(self, epoch: int) -> float:
         """One pass over this worker's share of the rows, in an order that depends on seed and epoch."""
         import torch
 
         torch.manual_seed(self.fit.seed * 100_003 + epoch)  # dropout: the same after a resume
         order = np.random.default_rng([self.fit.seed, epoch]).permutation(len(self.data["train_x"]))
-        share = len(order) // world
-        mine = torch.from_numpy(order[rank * share : (rank + 1) * share] if world > 1 else order)
+        share = len(order) // self.world  # equal, so that every worker takes as many steps
+        mine = torch.from_numpy(order[self.rank * share : (self.rank + 1) * share])
         self.network.train()
         total = 0.0
         for start in range(0, len(mine), self.fit.batch_size):
@@ -280,13 +346,12 @@ class _Trainer:
         answer = self.network(x)
         return self.loss(answer.reshape(y.shape) if y.is_floating_point() else answer, y)
 
+    def _agreed(self, *figures: float) -> list[float]:
+        """Sum figures over the workers, so that every one decides alike."""
+        if self.world == 1:
+            return list(figures)
+        import torch
 
-def _agreed(train_loss: float, validation_loss: float, *, world: int) -> tuple[float, float]:
-    """Make every worker go on with the same figures: the mean of their losses."""
-    if world == 1:
-        return train_loss, validation_loss
-    import torch
-
-    both = torch.tensor([train_loss, validation_loss], dtype=torch.float64)
-    torch.distributed.all_reduce(both)
-    return float(both[0]) / world, float(both[1]) / world
+        summed = torch.tensor(figures, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(summed)
+        return [float(figure) for figure in summed]

@@ -15,6 +15,10 @@ import numpy as np
 from kit.errors import GateError, InputError, ProjectError
 from kit.signature import Signature, Tensors, TensorSpec
 
+# Beyond this a network overflows, and an exporter may reorder arithmetic (a normalisation folded into the
+# layer before it), so that one side gives infinity or NaN where the other still gives a number.
+_OVERFLOW = 1e30
+
 _HINT = (
     "replace the preprocessing step or layer that differs; if such values cannot occur, bound the input "
     "with minimum and maximum in kit.toml"
@@ -76,12 +80,15 @@ class ParityReport:
         outputs: One entry per float output.
         label_agreement: Share of rows with the same ``label``, 0 to 1; rows whose logits are not
             finite are left out. None for regression.
+        n_overflowed: Rows with an input beyond 1e30 that one of the two answered without a finite
+            number; nothing can be said about them.
     """
 
     n_rows: int
     tolerance: float
     outputs: tuple[OutputParity, ...]
     label_agreement: float | None
+    n_overflowed: int
 
     @property
     def max_relative_difference(self) -> float:
@@ -96,8 +103,9 @@ def check_parity(
 
     A value is close enough when it differs by at most ``tolerance`` times the larger of 1 and
     the largest magnitude in the reference's row. Where a row of the reference is not finite
-    (it overflowed, or a missing value went through), that of the candidate must not be either.
-    Labels must agree unless the two best logits are closer than the tolerance.
+    (it overflowed, or a missing value went through), that of the candidate must not be either;
+    rows with an input beyond 1e30 are free of that, and counted. Labels must agree unless the two
+    best logits are closer than the tolerance.
 
     Args:
         reference: What is right.
@@ -118,9 +126,10 @@ def check_parity(
         raise InputError("parity needs at least one row")
     expected = {name: np.asarray(value) for name, value in reference(rows).items()}
     found = {name: np.asarray(value) for name, value in candidate(rows).items()}
-    report = _compare(expected, found, n_rows=n_rows, tolerance=tolerance)
+    edge = _beyond(rows, n_rows)
+    report = _compare(expected, found, edge=edge, tolerance=tolerance)
     alone = {name: np.asarray(value) for name, value in candidate(_rows(rows, slice(0, 1))).items()}
-    _compare({name: value[:1] for name, value in expected.items()}, alone, n_rows=1, tolerance=tolerance)
+    _compare({name: value[:1] for name, value in expected.items()}, alone, edge=edge[:1], tolerance=tolerance)
     return report
 
 
@@ -246,8 +255,20 @@ def _inside(value: float, spec: TensorSpec) -> float:
     return float(rounded)
 
 
+def _beyond(rows: Mapping[str, np.ndarray], n_rows: int) -> np.ndarray:
+    edge = np.zeros(n_rows, dtype=bool)
+    for array in rows.values():
+        if array.dtype.kind == "f":
+            edge |= (np.abs(array.reshape(n_rows, -1)) > _OVERFLOW).any(axis=1)
+    return edge
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.asarray(np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+
+
 def _compare(
-    expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], *, n_rows: int, tolerance: float
+    expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], *, edge: np.ndarray, tolerance: float
 ) -> ParityReport:
     if set(expected) != set(found):
         raise GateError(f"the model file answers {sorted(found)}, but its source answers {sorted(expected)}")
@@ -256,23 +277,32 @@ def _compare(
             raise GateError(
                 f"output {name!r} of the model file is {found[name].dtype} of shape "
                 f"{list(found[name].shape)}; its source gives {values.dtype} of shape {list(values.shape)} "
-                f"for {n_rows} rows"
+                f"for {len(edge)} rows"
             )
+    floats = [name for name, values in expected.items() if values.dtype.kind == "f"]
     outputs = tuple(
-        _close(name, values, found[name], tolerance=tolerance)
-        for name, values in expected.items()
-        if values.dtype.kind == "f"
+        _close(name, expected[name], found[name], edge=edge, tolerance=tolerance) for name in floats
     )
-    agreement = _labels(expected, found, tolerance=tolerance) if "label" in expected else None
-    return ParityReport(n_rows=n_rows, tolerance=tolerance, outputs=outputs, label_agreement=agreement)
+    lost = np.zeros(len(edge), dtype=bool)
+    for name in floats:
+        lost |= edge & ~(_finite(expected[name]) & _finite(found[name]))
+    agreement = _labels(expected, found, lost=lost, tolerance=tolerance) if "label" in expected else None
+    return ParityReport(
+        n_rows=len(edge),
+        tolerance=tolerance,
+        outputs=outputs,
+        label_agreement=agreement,
+        n_overflowed=int(lost.sum()),
+    )
 
 
-def _close(name: str, expected: np.ndarray, found: np.ndarray, *, tolerance: float) -> OutputParity:
+def _close(
+    name: str, expected: np.ndarray, found: np.ndarray, *, edge: np.ndarray, tolerance: float
+) -> OutputParity:
     wide = expected.reshape(len(expected), -1).astype(np.float64)
     other = found.reshape(len(found), -1).astype(np.float64)
-    finite = np.asarray(np.isfinite(wide).all(axis=1))
-    other_finite = np.asarray(np.isfinite(other).all(axis=1))
-    unequal = finite ^ other_finite
+    finite, other_finite = _finite(wide), _finite(other)
+    unequal = (finite ^ other_finite) & ~edge
     if unequal.any():
         row = int(np.argmax(unequal))
         raise GateError(_difference(name, row, expected, found, tolerance), hint=_HINT)
@@ -306,15 +336,19 @@ def _difference(name: str, row: int, expected: np.ndarray, found: np.ndarray, to
 
 
 def _labels(
-    expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], *, tolerance: float
+    expected: Mapping[str, np.ndarray],
+    found: Mapping[str, np.ndarray],
+    *,
+    lost: np.ndarray,
+    tolerance: float,
 ) -> float:
     right, wrong = expected["label"], found["label"]
     differs = right != wrong
     logits = expected.get("logits")
-    counted = np.ones(len(right), dtype=bool)
+    counted = ~lost
     excused = np.zeros(len(right), dtype=bool)
     if logits is not None and logits.shape[1] > 1:
-        counted = np.isfinite(logits).all(axis=1)
+        counted &= _finite(logits)
         ordered = np.sort(logits.astype(np.float64), axis=1)
         scale = np.maximum(1.0, np.abs(ordered).max(axis=1))
         with np.errstate(invalid="ignore"):

@@ -15,7 +15,8 @@ import platform
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,9 +26,9 @@ import numpy as np
 
 import kit
 from jobs.cluster import connected, translated
-from jobs.fit import BEST, PROGRESS, Epoch, FitConfig, build_network, loop
+from jobs.fit import BEST, PROGRESS, Epoch, FitConfig, build_network, check_network, loop
 from kit.data import Split, load
-from kit.errors import InputError, ProjectError
+from kit.errors import InputError, KitError, ProjectError
 from kit.files import canonical_json, digest_of, sha256_file
 from kit.gates import GateResult, check_floors
 from kit.metrics import evaluate
@@ -108,7 +109,8 @@ def train(project: Project, settings: TrainSettings) -> TrainResult:
     signature = project.settings.signature(split.classes)
     prepared = _prepare(project, split, signature)
     # Built once before Ray starts: a factory that cannot work is refused in a second.
-    build_network(project, n_features=_width(prepared.train), n_classes=len(split.classes))
+    network = build_network(project, n_features=_width(prepared.train), n_classes=len(split.classes))
+    check_network(network, rows=prepared.train[:2], n_classes=len(split.classes))
     identity = _run_identity(project, split, settings)
     fitted = _fit(project, settings, split, prepared, identity=identity)
     parts, parity, metrics, test_outputs = _export(project, settings, split, prepared, fitted, signature)
@@ -243,7 +245,7 @@ def _fit(
         n_classes=len(split.classes),
         **{name: getattr(settings, name) for name in FitConfig.__dataclass_fields__ if hasattr(settings, name)},
     )
-    with connected(settings.address, project_folder=project.folder):
+    with connected(settings.address, project=project):
         checkpoint = _run_trainer(fit, arrays, settings, storage=storage, identity=identity)
         with checkpoint.as_directory() as folder:
             weights = torch.load(Path(folder) / BEST, weights_only=True)
@@ -268,10 +270,10 @@ def _run_trainer(
             f"workers = {settings.workers}, but the cluster has {cpus} CPUs",
             hint=f"set workers to {cpus} or less",
         )
-    with _listening() as listener, translated():
+    with _listening() as listener, _refused(listener), translated():
         trainer = TorchTrainer(
             loop,
-            train_loop_config={"fit": asdict(fit), "arrays": ray.put(arrays), "progress": listener},
+            train_loop_config={"fit": asdict(fit), "arrays": ray.put(arrays), "listener": listener},
             scaling_config=ScalingConfig(num_workers=settings.workers, resources_per_worker={"CPU": 1}),
             run_config=RunConfig(
                 name=identity,
@@ -280,10 +282,36 @@ def _run_trainer(
                 failure_config=FailureConfig(max_failures=_MAX_FAILURES),
             ),
         )
-        result = trainer.fit()
+        result = _in_a_thread(trainer.fit)
     if result.checkpoint is None:
         raise InputError("training ended without a checkpoint", hint="run again with --no-resume")
     return result.checkpoint
+
+
+def _in_a_thread(fit: Callable[[], Any]) -> Any:
+    """Run Ray's trainer beside the main thread, where it would take Ctrl-C and exit with 0."""
+    pool = ThreadPoolExecutor(max_workers=1)
+    try:
+        return pool.submit(fit).result()
+    finally:
+        pool.shutdown(wait=False)
+
+
+@contextmanager
+def _refused(listener: Any) -> Iterator[None]:
+    """Raise what a worker refused, whatever Ray made of it."""
+    import ray
+
+    try:
+        yield
+    except Exception as error:  # what Ray raises is its own class for every failure
+        refusal = ray.get(listener.refusal.remote())
+        if refusal is not None:
+            raise refusal from error
+        raise
+    refusal = ray.get(listener.refusal.remote())
+    if refusal is not None:
+        raise refusal
 
 
 @contextmanager
@@ -297,12 +325,19 @@ def _listening() -> Iterator[Any]:
             import asyncio
 
             self.queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+            self.refused: KitError | None = None
 
         async def hear(self, figures: dict[str, Any] | None) -> None:
             await self.queue.put(figures)
 
         async def next(self) -> dict[str, Any] | None:
             return await self.queue.get()
+
+        async def refuse(self, error: KitError) -> None:
+            self.refused = error
+
+        async def refusal(self) -> KitError | None:
+            return self.refused
 
     listener = Listener.remote()
 
@@ -406,7 +441,6 @@ def _register(project: Project, parts: Parts, *, key: Path, metrics: Mapping[str
     registry = project.registry()
     version = registry.register(project.name, digest=digest, uri=uri, summary={"metrics": dict(metrics)})
     registry.promote(f"{project.name}@{version.number}", alias="candidate")
-    _log.info("registered %s@%d as candidate", project.name, version.number)
     return registry.resolve(f"{project.name}@{version.number}")
 
 

@@ -12,8 +12,7 @@
     `-- MissingDependencyError  a package this command needs is not installed
 
 Subclasses add no ``__init__``: an exception with another signature does not survive the
-pickling that carries it across Ray. Exit codes and HTTP statuses are mapped at the two outer
-edges (``kit.cli`` and ``serve.protocol``), not here.
+pickling that carries it across Ray. HTTP statuses are mapped in ``serve.protocol``.
 """
 
 from __future__ import annotations
@@ -70,6 +69,18 @@ class UnavailableError(KitError):
 
 class MissingDependencyError(KitError):
     """A package this command needs is not installed."""
+
+
+#: Exit code of each kind of error, the first that fits; both command lines use it.
+EXIT_CODES: tuple[tuple[type[KitError], int], ...] = (
+    (InputError, 2),
+    (VerificationError, 3),
+    (GateError, 4),
+    (NotFoundError, 5),
+    (ConflictError, 6),
+    (UnavailableError, 7),
+    (MissingDependencyError, 8),
+)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

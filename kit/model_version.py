@@ -26,6 +26,7 @@ from kit.files import atomic_folder, canonical_json
 from kit.golden import read_tensors, write_tensors
 from kit.seal import open_sealed, seal
 from kit.signature import Signature, Tensors
+from kit.signing import SIGNATURE_NAME
 from kit.steps import Steps
 
 #: Every file a model version may hold; anything else is refused before it is read.
@@ -35,12 +36,12 @@ ALLOWED = (
     "manifest.json",
     "model.onnx",
     "model.pt2",
-    "model.sig",
+    SIGNATURE_NAME,
     "preprocessing.json",
     "profile.json",
     "signature.json",
 )
-_REQUIRED = set(ALLOWED) - {"preprocessing.json", "model.sig", "model.pt2"}
+_REQUIRED = set(ALLOWED) - {"preprocessing.json", SIGNATURE_NAME, "model.pt2"}
 FORMAT = 1
 
 

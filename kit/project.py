@@ -19,7 +19,7 @@ from kit.errors import NotFoundError, ProjectError
 from kit.files import canonical_json, write_atomic
 from kit.model_version import ModelVersion
 from kit.registry import Registry, VersionRecord
-from kit.settings import CommandSettings, ProjectFile, command_settings, read_project_file
+from kit.settings import CommandSettings, ProjectFile, build, is_marked, read_project_file
 from kit.signing import load_trusted
 from kit.store import Store, open_store
 
@@ -65,10 +65,21 @@ class Project:
         return self.settings.project.name
 
     def command(self, name: str, cls: type[C], flags: Mapping[str, Any] | None = None) -> C:
-        """Put a command's settings together from the file and flags; see ``command_settings``."""
-        settings = command_settings(name, cls, self.settings, flags or {})
-        assert isinstance(settings, cls)
-        return settings
+        """Put a command's settings together: defaults, then kit.toml, then flags.
+
+        Places that are still relative become relative to the project.
+
+        Raises:
+            SettingsError: A value breaks a rule.
+        """
+        values = {**self.settings.commands.get(name, {}), **(flags or {})}
+        settings = build(cls, values, where=f"kit {name}")
+        places = {
+            field: self.locate(place)
+            for field, info in cls.model_fields.items()
+            if is_marked(info, "path") and (place := getattr(settings, field)) is not None
+        }
+        return settings.model_copy(update=places)
 
     def locate(self, uri: str) -> str:
         """Make a path of kit.toml absolute: relative ones are relative to the project."""

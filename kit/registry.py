@@ -18,30 +18,25 @@ import re
 import shutil
 import sqlite3
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kit import event_log
 from kit.errors import ConflictError, InputError, NotFoundError, UnavailableError, VerificationError, nearest
-from kit.files import canonical_json, sha256_bytes
-
-CHAMPION = "champion"
+from kit.event_log import Event, digest_text
+from kit.files import canonical_json
+from kit.reference import CHAMPION, Reference, check_alias_name, check_model_name, parse_reference
 
 _logger = logging.getLogger("kit")
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-_NAME_RULE = "use 1 to 63 of a-z 0-9 . _ -, starting with a letter or a digit"
-_NUMBER = re.compile(r"[1-9][0-9]{0,17}")  # fits SQLite's 64-bit integers
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_DIGEST_PREFIX = re.compile(r"[0-9a-f]{6,64}")
 _BUSY_TIMEOUT_S = 30.0
 _APPLICATION_ID = 0x6B697472  # "kitr": tells our file from any other SQLite database
 _FORMAT = 1
-_FIRST_HASH = "0" * 64
 _OUTSIDE = ("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_IOERR")
-# Every write looks first, in its own transaction, so only damage can break a constraint.
-_DAMAGED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_CONSTRAINT")
+_RESTORE_HINT = "restore it from a copy"
+_DAMAGED_RECORD = "the registry's record of {} is damaged"
 _SCHEMA = f"""
 CREATE TABLE versions (
     model TEXT NOT NULL, number INTEGER NOT NULL, digest TEXT NOT NULL, uri TEXT NOT NULL,
@@ -50,13 +45,7 @@ CREATE TABLE versions (
 CREATE TABLE aliases (
     model TEXT NOT NULL, alias TEXT NOT NULL, digest TEXT NOT NULL, revision INTEGER NOT NULL,
     PRIMARY KEY (model, alias), FOREIGN KEY (model, digest) REFERENCES versions (model, digest));
-CREATE TABLE events (
-    seq INTEGER PRIMARY KEY, at_ns INTEGER NOT NULL, kind TEXT NOT NULL, model TEXT NOT NULL,
-    body TEXT NOT NULL, previous_hash TEXT NOT NULL, hash TEXT NOT NULL);
-CREATE TRIGGER events_update BEFORE UPDATE ON events
-    BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-CREATE TRIGGER events_delete BEFORE DELETE ON events
-    BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+{event_log.SCHEMA.strip()}
 CREATE TRIGGER versions_update BEFORE UPDATE ON versions
     BEGIN SELECT RAISE(ABORT, 'versions are immutable'); END;
 CREATE TRIGGER versions_delete BEFORE DELETE ON versions
@@ -77,25 +66,6 @@ UNSET = Unset.UNSET
 
 
 @dataclass(frozen=True)
-class Reference:
-    """Point at one version of a model: by alias, by number, or by the start of its digest.
-
-    Exactly one of ``alias``, ``number`` and ``digest_prefix`` (6 to 64 hexadecimal digits) is not None.
-    """
-
-    model: str
-    alias: str | None = None
-    number: int | None = None
-    digest_prefix: str | None = None
-
-    def __str__(self) -> str:
-        """Write the reference as ``parse_reference`` reads it."""
-        if self.digest_prefix is not None:
-            return f"{self.model}@sha256:{self.digest_prefix}"
-        return f"{self.model}@{self.alias if self.number is None else self.number}"
-
-
-@dataclass(frozen=True)
 class VersionRecord:
     """Describe one registered version.
 
@@ -110,77 +80,6 @@ class VersionRecord:
     registered_ns: int
     summary: dict[str, Any]
     aliases: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Event:
-    """Describe one entry of the log.
-
-    ``kind`` is register, promote or rollback; ``at_ns`` is Unix time in nanoseconds; ``hash`` is the sha256
-    of the canonical JSON of all other fields, ``previous_hash`` the hash of the entry before (zeros for the
-    first).
-    """
-
-    seq: int
-    at_ns: int
-    kind: str
-    model: str
-    body: dict[str, Any]
-    previous_hash: str
-    hash: str
-
-
-def parse_reference(text: str) -> Reference:
-    """Read a model reference.
-
-    Args:
-        text: ``digits`` (its champion), ``digits@candidate``, ``digits@3`` or ``digits@sha256:ab12cd`` (6 to
-            64 lower-case hexadecimal digits).
-
-    Returns:
-        What the text points at; whether it exists is for ``Registry.resolve`` to say.
-
-    Raises:
-        InputError: The text is none of these.
-    """
-    model, at, selector = text.partition("@")
-    check_model_name(model)
-    if not at:
-        return Reference(model, alias=CHAMPION)
-    if _NUMBER.fullmatch(selector):
-        return Reference(model, number=int(selector))
-    if selector.startswith("sha256:"):
-        prefix = selector.removeprefix("sha256:")
-        if not _DIGEST_PREFIX.fullmatch(prefix):
-            raise InputError(
-                f"{text!r} does not hold a digest", hint="write 6 to 64 of 0-9 a-f after 'sha256:'"
-            )
-        return Reference(model, digest_prefix=prefix)
-    check_alias_name(selector)
-    return Reference(model, alias=selector)
-
-
-def check_model_name(name: str) -> None:
-    """Refuse a name no model may have.
-
-    Raises:
-        InputError: The name is not 1 to 63 of ``a-z 0-9 . _ -`` starting with a letter or a digit.
-    """
-    if not _NAME.fullmatch(name):
-        raise InputError(f"{name!r} is not a model name", hint=_NAME_RULE)
-
-
-def check_alias_name(name: str) -> None:
-    """Refuse a name no alias may have.
-
-    Raises:
-        InputError: The name breaks the rule for model names, is all digits (a version number) or starts with
-            ``sha256`` (a digest).
-    """
-    if not _NAME.fullmatch(name) or name.isdigit() or name.startswith("sha256"):
-        raise InputError(
-            f"{name!r} is not an alias", hint=f"{_NAME_RULE}, not all digits, not starting with sha256"
-        )
 
 
 class Registry:
@@ -221,12 +120,11 @@ class Registry:
             known = _find(db, Reference(model, digest_prefix=digest))
             if known:
                 return known[0]
-            last = db.execute("SELECT max(number) FROM versions WHERE model = ?", (model,)).fetchone()[0]
-            number = (last or 0) + 1
-            at_ns = _append(db, "register", model, body | {"number": number})
+            number = _last_number(db, model) + 1
+            at_ns = event_log.append(db, "register", model=model, body=body | {"number": number})
             values = (model, number, digest, uri, at_ns, text)
             db.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?)", values)
-            record = _find(db, Reference(model, number=number))[0]
+            record = _resolve(db, Reference(model, number=number))
         _logger.info("registered %s@%d (%s)", model, number, digest[:12])
         return record
 
@@ -293,7 +191,7 @@ class Registry:
             now = _alias_digest(db, record.model, alias)
             if not isinstance(expect, Unset) and now != expect:
                 raise ConflictError(
-                    f"{record.model}@{alias} is {_digest_text(now)}, not {_digest_text(expect)} as expected",
+                    f"{record.model}@{alias} is {digest_text(now)}, not {digest_text(expect)} as expected",
                     hint=f"look at what changed: kit models log {record.model}",
                 )
             if now == record.digest:
@@ -323,9 +221,9 @@ class Registry:
         check_alias_name(alias)
         with self._transaction("BEGIN IMMEDIATE") as db:
             current = _resolve(db, Reference(model, alias=alias))
-            events = _events(db)
-            _check_chain(events, path=self.path)
-            history = _histories(events).get((model, alias), [])
+            events = event_log.read_events(db)
+            event_log.check_chain(events, path=self.path)
+            history = event_log.histories(events).get((model, alias), [])
             if not history or history[-1] != current.digest:
                 raise VerificationError(
                     f"{model}@{alias} is {current.digest} but the log of {self.path} does not say so",
@@ -355,7 +253,7 @@ class Registry:
         with self._transaction("BEGIN") as db:
             if model is not None:
                 _check_known(db, model)
-            return [event for event in _events(db) if model in (None, event.model)]
+            return [event for event in event_log.read_events(db) if model in (None, event.model)]
 
     def verify_log(self) -> None:
         """Check that every log entry is untouched and that versions and aliases are what the log made them.
@@ -370,34 +268,14 @@ class Registry:
         with self._transaction("BEGIN") as db:
             found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if found != "ok":
-                raise VerificationError(
-                    f"the registry {self.path} is damaged: {found}", hint="restore it from a copy"
-                )
-            events = _events(db)
-            _check_chain(events, path=self.path)
-            logged = {
-                (event.model, event.body["number"]): [event.body[key] for key in ("digest", "uri", "summary")]
-                for event in events
-                if event.kind == "register"
-            }
-            stored = {(r.model, r.number): [r.digest, r.uri, r.summary] for r in _records(db, "TRUE")}
-            for model, number in sorted(logged.keys() | stored.keys(), key=repr):
-                if logged.get((model, number)) != stored.get((model, number)):
-                    raise VerificationError(
-                        f"{model}@{number} is not what the log registered",
-                        hint=f"find out who wrote to {self.path}, or restore it from a copy",
-                    )
-            moved = {key: history[-1] for key, history in _histories(events).items()}
+                raise VerificationError(f"the registry {self.path} is damaged: {found}", hint=_RESTORE_HINT)
+            events = event_log.read_events(db)
+            event_log.check_chain(events, path=self.path)
+            versions = {(r.model, r.number): [r.digest, r.uri, r.summary] for r in _records(db, "TRUE")}
             aliases = {
                 (row[0], row[1]): row[2] for row in db.execute("SELECT model, alias, digest FROM aliases")
             }
-            for model, alias in sorted(moved.keys() | aliases.keys(), key=repr):
-                said, stands = moved.get((model, alias)), aliases.get((model, alias))
-                if said != stands:
-                    raise VerificationError(
-                        f"{model}@{alias} is {_digest_text(stands)}, the log says {_digest_text(said)}",
-                        hint=f"find out who wrote to {self.path}, or restore it from a copy",
-                    )
+            event_log.check_tables(events, versions=versions, aliases=aliases, path=self.path)
 
     def _exists(self) -> bool:
         try:
@@ -468,22 +346,19 @@ class Registry:
                     f"the registry {self.path} cannot be used: {error}",
                     hint="make sure it is a writable file on a local disk with room, then try again",
                 ) from error
-            undecodable = isinstance(error, UnicodeDecodeError) or "decode to UTF-8" in str(error)
-            if undecodable or name.startswith(_DAMAGED) or "no such" in str(error):
-                raise VerificationError(
-                    f"the registry {self.path} is damaged or not a database: {str(error).splitlines()[0]}",
-                    hint="restore it from a copy",
-                ) from error
-            raise  # our SQL is wrong
+            if isinstance(error, sqlite3.ProgrammingError):
+                raise  # our use of sqlite3 is wrong
+            # Everything else, a statement the tables do not fit included: the statements are constant, so
+            # only another schema than ours can refuse them.
+            raise VerificationError(
+                f"the registry {self.path} is damaged or not a database: {str(error).splitlines()[0]}",
+                hint=_RESTORE_HINT,
+            ) from error
 
 
 def _check_digest(digest: str) -> None:
     if not _DIGEST.fullmatch(digest):
         raise InputError(f"{digest!r} is not a digest", hint="write 64 of 0-9 a-f")
-
-
-def _digest_text(digest: str | None) -> str:
-    return "not set" if digest is None else f"sha256:{digest}"
 
 
 def _records(db: sqlite3.Connection, where: str, *values: Any) -> list[VersionRecord]:
@@ -495,20 +370,24 @@ def _records(db: sqlite3.Connection, where: str, *values: Any) -> list[VersionRe
     )
     records = []
     for model, number, digest, uri, registered_ns, text, aliases in rows:
-        summary = _object(text, f"{model}@{number}")
+        texts = (model, digest, uri, aliases or "")
+        if not all(isinstance(value, str) for value in texts) or not _is_count(number):
+            raise VerificationError(_DAMAGED_RECORD.format(f"{model}@{number}"), hint=_RESTORE_HINT)
+        summary = event_log.json_object(text, owner=f"{model}@{number}")
         names = tuple(sorted(aliases.split(","))) if aliases else ()
         records.append(VersionRecord(model, number, digest, uri, registered_ns, summary, names))
     return records
 
 
-def _object(text: str, owner: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (TypeError, ValueError):  # TypeError: damage made it another column type
-        value = None
-    if not isinstance(value, dict):
-        raise VerificationError(f"the registry's record of {owner} is not a JSON object")
-    return value
+def _last_number(db: sqlite3.Connection, model: str) -> int:
+    last = db.execute("SELECT max(number) FROM versions WHERE model = ?", (model,)).fetchone()[0]
+    if last is not None and not _is_count(last):
+        raise VerificationError(_DAMAGED_RECORD.format(f"{model}@{last}"), hint=_RESTORE_HINT)
+    return int(last or 0)
+
+
+def _is_count(value: Any) -> bool:  # columns do not enforce their types, so damage can put anything there
+    return isinstance(value, int) and 1 <= value < 1 << 62
 
 
 def _find(db: sqlite3.Connection, reference: Reference) -> list[VersionRecord]:
@@ -534,7 +413,7 @@ def _resolve(db: sqlite3.Connection, reference: Reference) -> VersionRecord:
         )
     model = reference.model
     _check_known(db, model)
-    last = db.execute("SELECT max(number) FROM versions WHERE model = ?", (model,)).fetchone()[0]
+    last = _last_number(db, model)
     there_are = "only version 1" if last == 1 else f"versions 1 to {last}"
     if reference.alias == CHAMPION:
         raise NotFoundError(
@@ -574,57 +453,5 @@ def _move_alias(
         (record.model, alias, record.digest),
     )
     body = {"alias": alias, "number": record.number, "digest": record.digest, "previous": previous}
-    _append(db, kind, record.model, body)
-    return _find(db, Reference(record.model, number=record.number))[0]
-
-
-def _append(db: sqlite3.Connection, kind: str, model: str, body: dict[str, Any]) -> int:
-    last = db.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
-    seq, previous_hash = (1, _FIRST_HASH) if last is None else (last[0] + 1, last[1])
-    event = Event(seq, time.time_ns(), kind, model, body, previous_hash, hash="")
-    text = canonical_json(body).decode()
-    values = (seq, event.at_ns, kind, model, text, previous_hash, _event_hash(event))
-    db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", values)
-    return event.at_ns
-
-
-def _event_hash(event: Event) -> str:
-    return sha256_bytes(canonical_json({key: value for key, value in vars(event).items() if key != "hash"}))
-
-
-def _events(db: sqlite3.Connection) -> list[Event]:
-    rows = db.execute("SELECT seq, at_ns, kind, model, body, previous_hash, hash FROM events ORDER BY seq")
-    return [
-        Event(seq, at_ns, kind, model, _object(body, f"event {seq}"), previous_hash, digest)
-        for seq, at_ns, kind, model, body, previous_hash, digest in rows
-    ]
-
-
-def _check_chain(events: list[Event], *, path: Path) -> None:
-    previous_hash = _FIRST_HASH
-    for seq, event in enumerate(events, start=1):
-        try:
-            expected = _event_hash(event)
-        except (TypeError, InputError):  # damage made a column bytes, or a number NaN
-            expected = ""
-        if (event.seq, event.previous_hash, event.hash) != (seq, previous_hash, expected):
-            raise VerificationError(
-                f"event {seq} in the log of {path} was altered, removed or inserted",
-                hint="restore it from a copy",
-            )
-        previous_hash = event.hash
-
-
-def _histories(events: list[Event]) -> dict[tuple[str, str], list[str]]:
-    # Per model and alias the digests it stood at, as a stack: a rollback takes the newest off, so that a
-    # second one goes two versions back instead of forth again.
-    histories: dict[tuple[str, str], list[str]] = {}
-    for event in events:
-        if event.kind == "register":
-            continue
-        history = histories.setdefault((event.model, event.body["alias"]), [])
-        if event.kind == "rollback":
-            history.pop()
-        else:
-            history.append(event.body["digest"])
-    return histories
+    event_log.append(db, kind, model=record.model, body=body)
+    return _resolve(db, Reference(record.model, number=record.number))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from kit.errors import SettingsError, nearest
 from kit.metrics import METRICS
@@ -23,7 +24,7 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Threads = Annotated[int, Field(ge=0, le=256)]
 Metric = Literal["accuracy", "auc", "f1_macro", "log_loss", "rmse", "mae", "r2"]
-EngineName = Literal["onnxruntime", "openvino", "litert"]
+EngineName = Literal["onnxruntime", "openvino"]  # those that read model.onnx
 TargetName = Literal["litert-int8", "openvino-int8"]
 
 
@@ -174,8 +175,21 @@ class CommandSettings(Settings):
     """Settings of one command. ``POSITIONAL`` names the fields that are arguments, not flags."""
 
 
-def _argument(description: str, **more: Any) -> Any:
-    return Field(description=description, json_schema_extra={"positional": True}, **more)
+def _argument(description: str, *, path: bool = False, **more: Any) -> Any:
+    return Field(description=description, json_schema_extra={"positional": True, "path": path}, **more)
+
+
+def _path(description: str, **more: Any) -> Any:
+    return Field(description=description, json_schema_extra={"path": True}, **more)
+
+
+def is_marked(field: FieldInfo, mark: str) -> bool:
+    """Say whether a field is an argument (``positional``) or names a place (``path``).
+
+    A relative place is relative to the project; one typed on the command line, to the folder it
+    was typed in.
+    """
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get(mark))
 
 
 class InitSettings(CommandSettings):
@@ -239,8 +253,8 @@ class PredictSettings(CommandSettings):
     """Predict every row of a table."""
 
     model: str = _argument("Model version: digits, digits@champion, digits@3.", min_length=1)
-    input: str = Field(min_length=1, description="Parquet or CSV file, folder of them, or s3:// address.")
-    output: str = Field(min_length=1, description="Folder for the Parquet parts and the report.")
+    input: str = _path("Parquet or CSV file, folder of them, or s3:// address.", min_length=1)
+    output: str = _path("Folder for the Parquet parts and the report.", min_length=1)
     engine: EngineName = Field(default="onnxruntime", description="What runs the model.")
     columns: tuple[str, ...] = Field(
         default=(), strict=False, description="Input columns to keep beside the answers."
@@ -293,14 +307,14 @@ class QuerySettings(CommandSettings):
     """Ask an endpoint about the rows of a table and print the answers."""
 
     model: str = _argument("Name of the served model.", min_length=1)
-    input: str = Field(min_length=1, description="Parquet, CSV or JSON Lines file with the rows.")
+    input: str = _path("Parquet, CSV or JSON Lines file with the rows.", min_length=1)
     url: str = Field(
         default="http://127.0.0.1:8000", pattern=r"^https?://", description="Where the endpoint listens."
     )
     rows: int = Field(default=5, ge=1, description="Rows to ask about; the first of the table.")
     timeout_s: float = Field(default=10.0, gt=0, le=3600, description="Longest wait for an answer.")
-    api_key: str | None = Field(
-        default=None, description="File holding the endpoint's key; <state>/serve/key when left out."
+    api_key: str | None = _path(
+        "File holding the endpoint's key; <state>/serve/key when left out.", default=None
     )
 
 
@@ -314,7 +328,7 @@ class ExportSettings(CommandSettings):
         min_length=1,
         description="What to build; may be given more than once.",
     )
-    output: str = Field(default="bundles", min_length=1, description="Folder for the bundles.")
+    output: str = _path("Folder for the bundles.", default="bundles", min_length=1)
     release: int = Field(default=1, ge=1, description="Counter a device never goes back on.")
     calibration_rows: int = Field(
         default=200, ge=10, le=100_000, description="Training rows the ranges are taken from."
@@ -336,7 +350,7 @@ class ExportSettings(CommandSettings):
 class FlashSettings(CommandSettings):
     """Put a bundle on a device folder."""
 
-    bundle: str = _argument("Bundle file.", min_length=1)
+    bundle: str = _argument("Bundle file.", path=True, min_length=1)
     device: str = _argument("Where to: path:FOLDER.", pattern=r"^path:.+$")
 
 
@@ -351,6 +365,9 @@ class SubmitSettings(CommandSettings):
     )
     wait: bool = Field(default=True, description="Follow the job's log until it ends.")
     timeout_s: float = Field(default=10.0, gt=0, le=600, description="Longest wait for an answer.")
+    python: str | None = Field(
+        default=None, pattern=r"^/", description="Interpreter on the cluster; this one when it is on this machine."
+    )
     command: tuple[str, ...] = _argument(
         "The command after --: train ... or predict ...", default=(), strict=False
     )
@@ -359,7 +376,7 @@ class SubmitSettings(CommandSettings):
 class ReportSettings(CommandSettings):
     """Write one self-contained page about everything the project has run."""
 
-    output: str = Field(default="report.html", min_length=1, description="File to write.")
+    output: str = _path("File to write.", default="report.html", min_length=1)
 
 
 #: Sections of kit.toml that hold a command's settings.
@@ -453,24 +470,6 @@ def read_project_file(path: Path) -> ProjectFile:
     for name, values in commands.items():
         _check_partial(COMMAND_SECTIONS[name], values, where=f"{path.name}: [{name}]")
     return ProjectFile(**parts, commands=commands)
-
-
-def command_settings(
-    command: str, cls: type[CommandSettings], file: ProjectFile | None, flags: Mapping[str, Any]
-) -> CommandSettings:
-    """Put a command's settings together: defaults, then the file, then flags.
-
-    Args:
-        command: Name of the command and of its section in the file.
-        cls: Its settings class.
-        file: The project's kit.toml; None outside a project.
-        flags: What the command line gave; nothing that was not given.
-
-    Raises:
-        SettingsError: A value breaks a rule.
-    """
-    from_file = dict(file.commands.get(command, {})) if file else {}
-    return build(cls, {**from_file, **flags}, where=f"kit {command}")
 
 
 #: Stands for a required argument while a section is checked alone; every such field accepts it.

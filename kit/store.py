@@ -26,8 +26,9 @@ from kit.errors import (
     VerificationError,
 )
 from kit.files import atomic_folder, digest_of, sha256_file
+from kit.signing import SIGNATURE_NAME
 
-COMMIT_MARK = "model.sig"
+COMMIT_MARK = SIGNATURE_NAME
 
 _logger = logging.getLogger("kit")
 _RULE = "write a folder, or s3://bucket/prefix without credentials, query string or fragment"

@@ -16,7 +16,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from kit.errors import ConflictError, InputError, UnavailableError
@@ -96,30 +96,45 @@ def local_addresses() -> frozenset[str]:
 
 def stop_haproxy(folder: Path) -> None:
     """End every HAProxy whose configuration lies in our folder, then remove the folder."""
-    _end([pid for pid, parent in _haproxies(str(folder))])
+    _end([found.pid for found in _haproxies() if found.folder == folder])
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def stop_orphans() -> None:
-    """End HAProxy processes of earlier endpoints of this user whose Ray is gone."""
-    _end([pid for pid, parent in _haproxies(f"/{_FOLDER_PREFIX}") if not _command(parent).startswith(_OWNER)])
+    """End HAProxy processes of earlier endpoints of this user whose Ray is gone, and remove their folders."""
+    orphans = [found for found in _haproxies() if not _command(found.parent).startswith(_OWNER)]
+    _end([found.pid for found in orphans])
+    for found in orphans:
+        shutil.rmtree(found.folder, ignore_errors=True)
 
 
-def _haproxies(marker: str) -> Iterator[tuple[int, int]]:
-    """Yield pid and parent's pid of this user's HAProxy processes that were started with a marked file."""
+@dataclass(frozen=True)
+class _Haproxy:
+    """One running HAProxy of this user, and the folder of ``new_folder`` it was started with."""
+
+    pid: int
+    parent: int
+    folder: Path
+
+
+def _haproxies() -> list[_Haproxy]:
+    found = []
     for entry in Path("/proc").glob("[0-9]*"):  # no /proc, no HAProxy: it exists for Linux alone
         try:
             if entry.stat().st_uid != os.getuid():
                 continue
-            words = (entry / "cmdline").read_bytes().split(b"\0")
+            words = [os.fsdecode(word) for word in (entry / "cmdline").read_bytes().split(b"\0")]
             status = (entry / "status").read_text()
-        except OSError:
+        except OSError:  # it has ended meanwhile
             continue
-        if Path(os.fsdecode(words[0])).name == "haproxy" and any(
-            marker in os.fsdecode(word) for word in words[1:]
-        ):
+        if Path(words[0]).name != "haproxy" or "-f" not in words:
+            continue
+        # FOLDER/NODE/haproxy.cfg: Ray puts a folder per node between ours and the file
+        folder = Path(words[words.index("-f") + 1]).parent.parent
+        if folder.name.startswith(_FOLDER_PREFIX):
             parent = next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:"))
-            yield int(entry.name), int(parent)
+            found.append(_Haproxy(int(entry.name), int(parent), folder))
+    return found
 
 
 def _command(pid: int) -> str:

@@ -113,13 +113,13 @@ def choose_ingress(settings: ServeSettings) -> Ingress:
     return "haproxy"
 
 
-def apply(ingress: Ingress, *, folder: Path) -> None:
+def apply(ingress: Ingress, *, folder: Path | None) -> None:
     """Set the environment for Ray Serve, for the rest of this process's life.
 
     Args:
         ingress: What ``choose_ingress`` said.
-        folder: Where HAProxy's configuration and sockets go. It tells our HAProxy from any other, and
-            must be short (``ingress.new_folder``): socket paths end at 107 bytes.
+        folder: Where HAProxy's configuration and sockets go; None without it. It tells our HAProxy from
+            any other, and must be short (``ingress.new_folder``): socket paths end at 107 bytes.
 
     Raises:
         RuntimeError: Ray Serve was imported before, so that nothing here would count.
@@ -131,7 +131,7 @@ def apply(ingress: Ingress, *, folder: Path) -> None:
             os.environ[preset.name] = preset.value
         else:
             os.environ.setdefault(preset.name, preset.value)
-    if ingress == "haproxy":
+    if folder is not None:
         os.environ.update(_places(folder))
 
 

@@ -9,13 +9,13 @@ Source: Open Inference Protocol v2, kserve/open-inference-protocol, ``inference_
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import orjson
 
+from kit import __version__
 from kit.errors import InputError, KitError, NotFoundError, UnavailableError, nearest
 from kit.signature import Signature, Tensors, TensorSpec
 from kit.wire import DATATYPES, check_object, decode_tensor, encode_tensor
@@ -229,7 +229,7 @@ def describe(route: Route) -> Reply:
         values: dict[str, dict[str, Any]] = {
             "live": {"live": True},
             "ready": {"ready": True},
-            "server": {"name": "kit", "version": _server_version(), "extensions": []},
+            "server": {"name": "kit", "version": __version__, "extensions": []},
         }
         return Reply(200, orjson.dumps(values[route.kind]))
     if route.kind == "model_ready":
@@ -251,13 +251,6 @@ def _headers(error: KitError) -> tuple[tuple[bytes, bytes], ...]:
     if isinstance(error, MethodError):
         return ((b"allow", error.allowed.encode()),)
     return ((b"www-authenticate", b"Bearer"),) if isinstance(error, UnauthorizedError) else ()
-
-
-def _server_version() -> str:
-    try:
-        return importlib.metadata.version("kit")
-    except importlib.metadata.PackageNotFoundError:  # on a cluster the kit is shipped, not installed
-        return "not installed"
 
 
 def _metadata(card: Card) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import logging
 import os
 import secrets
@@ -125,7 +126,7 @@ def serve(
         key_sha256=hashlib.sha256(_endpoint_key(key_file)).hexdigest() if key_file else None,
         local_addresses=ingress.local_addresses(),
     )
-    folder = ingress.new_folder()
+    folder = ingress.new_folder() if chosen == "haproxy" else None
     presets.apply(chosen, folder=folder)
     host = ingress.client_host(settings.host)
     status = ServeStatus(
@@ -148,7 +149,8 @@ def serve(
     except _StoppedError:
         return None
     finally:
-        ingress.stop_haproxy(folder)
+        if folder is not None:
+            ingress.stop_haproxy(folder)
 
 
 def _answer_until_stopped(
@@ -224,9 +226,12 @@ def _local_ray(stopper: _Stopper) -> Iterator[None]:
         yield
     finally:
         if ray.is_initialized():
-            with contextlib.suppress(Exception):  # a Serve that is already gone is as good as shut down
-                ray_serve.shutdown()
-            ray.shutdown()  # type: ignore[no-untyped-call]  # Ray's decorator hides its types
+            # On the way down Ray prints a notice that Serve's controller was killed; stdout is the caller's.
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+                try:
+                    ray_serve.shutdown()  # type: ignore[no-untyped-call]  # Ray declares no types for it
+                finally:  # a Serve that is already gone is as good as shut down
+                    ray.shutdown()
 
 
 def _deploy(plan: ReplicaPlan, settings: ServeSettings, *, stopper: _Stopper) -> None:

@@ -115,7 +115,10 @@ def _onnx(network: str) -> bytes:
     weights = [numpy_helper.from_array(WEIGHTS, "weights")]
     nodes = [helper.make_node("MatMul", ["features", "weights"], ["raw"])]
     if network == "nan":
-        nodes += [helper.make_node("Abs", ["raw"], ["positive"]), helper.make_node("Neg", ["positive"], ["least"])]
+        nodes += [
+            helper.make_node("Abs", ["raw"], ["positive"]),
+            helper.make_node("Neg", ["positive"], ["least"]),
+        ]
         nodes += [helper.make_node("Log", ["least"], ["logits"])]
     elif network == "hang":
         weights.append(numpy_helper.from_array(np.array(2**62, dtype=np.int64), "times"))
@@ -126,7 +129,10 @@ def _onnx(network: str) -> bytes:
         again = helper.make_tensor_value_info("again", TensorProto.BOOL, [])
         going = helper.make_tensor_value_info("going", TensorProto.BOOL, [])
         body = helper.make_graph(
-            [helper.make_node("Identity", ["again"], ["going"]), helper.make_node("Neg", ["value"], ["after"])],
+            [
+                helper.make_node("Identity", ["again"], ["going"]),
+                helper.make_node("Neg", ["value"], ["after"]),
+            ],
             "body",
             [step, again, value],
             [going, after],

@@ -19,17 +19,6 @@ from edge.agent.device import Device
 from kit import errors, files
 from kit.runner import Runner
 
-#: Exit codes, the same as the kit's; the first class that fits decides.
-EXIT_CODES: tuple[tuple[type[errors.KitError], int], ...] = (
-    (errors.InputError, 2),
-    (errors.VerificationError, 3),
-    (errors.GateError, 4),
-    (errors.NotFoundError, 5),
-    (errors.ConflictError, 6),
-    (errors.UnavailableError, 7),
-    (errors.MissingDependencyError, 8),
-)
-
 _log = logging.getLogger("kit.agent")
 
 
@@ -40,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: The command line without the program; None reads this process's.
 
     Returns:
-        The exit code: 0 when all is well, otherwise one of ``EXIT_CODES``, 1 for an unhealthy device,
+        The exit code: 0 when all is well, otherwise one of ``kit.errors.EXIT_CODES``, 1 for an unhealthy device,
         130 after an interrupt.
     """
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO)
@@ -52,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error.message}", file=sys.stderr)
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)
-        return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
+        return next((code for kind, code in errors.EXIT_CODES if isinstance(error, kind)), 1)
     except KeyboardInterrupt:
         return 130
     return code
@@ -79,6 +68,8 @@ def run(folder: Path, *, once: bool, poll_s: float) -> int:
     with device.lock():
         device.prepare()
         _finish(install.recover(device))
+        if not once:
+            _log.info(f"watching {device.incoming}")
         while not once:
             try:
                 _install_waiting(device)
@@ -158,6 +149,8 @@ def _trial(folder: Path, *, digest: str) -> int:
 
 
 def _install_waiting(device: Device) -> None:
+    if device.state().staged is not None:  # a full disk stopped the last pass half-way
+        _finish(install.recover(device))
     for path in device.waiting():
         _finish(install.install(device, path))
 

@@ -33,6 +33,9 @@ TIMEOUT_S = 60.0
 THREADS = 1
 """Engine threads of the agent: in the trial as in every prediction, so the latency is the one promised."""
 
+CODE_FOLDER = Path(__file__).resolve().parents[2]
+"""Where a child is started, so that it imports this agent and nothing of the caller's folder."""
+
 _N_CALLS = 50
 _MEASURE_S = 2.0
 
@@ -52,7 +55,7 @@ class Examination:
         agreement: Share of rows whose label equals the reference's; None for regression.
         output_error: Mean absolute difference to the reference's outputs, in the bundle's unit; None
             when it is not finite.
-        latency_ms: Median time to answer one row, preprocessing included.
+        median_latency_ms: Median time to answer one row, preprocessing included.
         max_latency_ms: The bundle's budget; None when it has none.
         reason: The first rule it breaks; empty when it passed.
     """
@@ -66,7 +69,7 @@ class Examination:
     n_rows: int
     agreement: float | None
     output_error: float | None
-    latency_ms: float
+    median_latency_ms: float
     max_latency_ms: float | None
     reason: str
 
@@ -101,7 +104,7 @@ def examine(sealed: Sealed) -> Examination:
         n_rows=report.n_rows,
         agreement=report.agreement,
         output_error=report.output_error if math.isfinite(report.output_error) else None,
-        latency_ms=latency_ms,
+        median_latency_ms=latency_ms,
         max_latency_ms=limit,
         reason=reason,
     )
@@ -135,13 +138,13 @@ def run_trial(device: Device, *, digest: str, timeout_s: float) -> dict[str, Any
     Raises:
         GateError: The child crashed, hung, broke a rule or examined another slot.
     """
-    command = [sys.executable, "-m", "edge.agent", "trial", str(device.folder), digest]
+    command = [sys.executable, "-m", "edge.agent", "trial", str(device.folder.resolve()), digest]
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=child_environment(),
+        cwd=CODE_FOLDER,
         start_new_session=True,
     )
     try:
@@ -163,13 +166,6 @@ def run_trial(device: Device, *, digest: str, timeout_s: float) -> dict[str, Any
     if found.get("digest") != digest:
         raise GateError(f"the trial ran {str(found.get('digest'))[:12]} instead of {digest[:12]}")
     return found
-
-
-def child_environment() -> dict[str, str]:
-    """Give the environment in which a child imports the same agent as this process."""
-    root = str(Path(__file__).resolve().parents[2])
-    inherited = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{inherited}" if inherited else root}
 
 
 def _median_latency_ms(runner: Runner) -> float:

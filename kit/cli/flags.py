@@ -7,12 +7,13 @@ stay text or become what the field's type says; whether they are allowed is deci
 from __future__ import annotations
 
 import argparse
-import json
 import types
 import typing
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from kit.errors import SettingsError
+from kit.settings import is_marked
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def add_flags(parser: argparse.ArgumentParser, cls: type[CommandSettings]) -> None:
     """Add one argument or flag for each field of a settings class."""
     for name, field in cls.model_fields.items():
-        if _is_positional(field):
+        if is_marked(field, "positional"):
             _add_argument(parser, name, field)
         else:
             _add_flag(parser, name, field)
@@ -40,14 +41,23 @@ def given(arguments: argparse.Namespace, cls: type[CommandSettings]) -> dict[str
         value = getattr(arguments, name, None)
         if value is None or value == []:
             continue
-        values[name] = [_typed(name, each, field) for each in value] if isinstance(value, list) else _typed(
-            name, value, field
-        )
+        many = isinstance(value, list)
+        values[name] = [_typed(name, each, field) for each in value] if many else _typed(name, value, field)
     return values
 
 
-def _is_positional(field: FieldInfo) -> bool:
-    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("positional"))
+def describe_type(field: FieldInfo) -> str:
+    """Say in a word or two what a field holds."""
+    choices = _choices(field)
+    words = {
+        "str": "text",
+        "int": "whole number",
+        "float": "number",
+        "bool": "true or false",
+        "dict": "table",
+    }
+    one = " or ".join(f"`{choice}`" for choice in choices) or words.get(_kind(field).__name__, "table")
+    return f"list of {one}" if _is_list(field) else one
 
 
 def _add_argument(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
@@ -75,7 +85,7 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
 def _help(field: FieldInfo) -> str:
     text = (field.description or "").rstrip(".").replace("%", "%%")
     if field.is_required():
-        return text + " (required)" if not _is_positional(field) else text
+        return text + " (required)" if not is_marked(field, "positional") else text
     default = field.get_default()
     if default is None or default == () or default == "":
         return text
@@ -85,14 +95,18 @@ def _help(field: FieldInfo) -> str:
 
 def _inner(field: FieldInfo) -> Any:
     """Strip Optional, tuple and Annotated from a field's type."""
+    kind = _optional(field)
+    while typing.get_origin(kind) in (tuple, Annotated):
+        kind = typing.get_args(kind)[0]
+    return dict if typing.get_origin(kind) is dict else kind
+
+
+def _optional(field: FieldInfo) -> Any:
+    """Strip ``| None`` from a field's type."""
     kind: Any = field.annotation
-    while True:
-        origin = typing.get_origin(kind)
-        arguments = [each for each in typing.get_args(kind) if each is not type(None) and each is not ...]
-        if origin in (types.UnionType, typing.Union, tuple) or (origin is not None and origin is not Literal):
-            kind = arguments[0]
-        else:
-            return kind
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return next(each for each in typing.get_args(kind) if each is not type(None))
+    return kind
 
 
 def _kind(field: FieldInfo) -> type:
@@ -106,15 +120,17 @@ def _choices(field: FieldInfo) -> tuple[str, ...]:
 
 
 def _is_list(field: FieldInfo) -> bool:
-    return typing.get_origin(field.annotation) is tuple
+    return typing.get_origin(_optional(field)) is tuple
 
 
 def _typed(name: str, value: Any, field: FieldInfo) -> Any:
     kind = _kind(field)
+    if is_marked(field, "path") and "://" not in value:
+        return str(Path(value).expanduser().absolute())
     if not isinstance(value, str) or kind is str:
         return value
     try:
-        return kind(json.loads(value)) if kind is int and not value.lstrip("-").isdigit() else kind(value)
+        return kind(value)
     except ValueError as error:
         word = {"int": "a whole number", "float": "a number"}.get(kind.__name__, kind.__name__)
         raise SettingsError(f"--{name.replace('_', '-')} {value}: {word} is expected") from error

@@ -113,7 +113,25 @@ def _tabular_project(folder: Path) -> Project:
     return _registered(folder, toml, table, network, preprocessing=preprocessing, epochs=40)
 
 
-def _registered(folder, toml, table, network, *, preprocessing, epochs):  # type: ignore[no-untyped-def]
+def _regression_project(folder: Path, *, with_program: bool = True) -> Project:
+    from sklearn.datasets import load_diabetes
+    from torch import nn
+
+    data = load_diabetes()
+    table = pa.table({"x": list((data.data * 20).astype(np.float32)), "label": data.target / 100})
+    toml = DIGITS_TOML.replace("digits", "sugar").replace("[1, 8, 8]", "[10]").replace("pixels", "x")
+    toml = toml.replace("minimum = 0.0\nmaximum = 16.0\n", "").replace(
+        "[data]", 'task = "regression"\n[data]'
+    )
+    return _registered(
+        *(folder, toml, table, lambda: nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 1))),
+        preprocessing=None,
+        epochs=30,
+        with_program=with_program,
+    )
+
+
+def _registered(folder, toml, table, network, *, preprocessing, epochs, with_program=True):  # type: ignore[no-untyped-def]
     """Train in this process, without Ray, and register the version as champion."""
     import torch
 
@@ -140,14 +158,18 @@ def _registered(folder, toml, table, network, *, preprocessing, epochs):  # type
     for _ in range(epochs):
         for batch in torch.randperm(len(x)).split(64):
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
+            answer = model(x[batch])
+            if split.classes:
+                torch.nn.functional.cross_entropy(answer, y[batch]).backward()
+            else:
+                torch.nn.functional.mse_loss(answer[:, 0], y[batch]).backward()
             optimizer.step()
     onnx = export_onnx(model, transformer=preprocessing, signature=signature, sample=rows[:2])
     golden = {name: array[:16] for name, array in split.test.tensors.items()}
     parts = Parts(
         name=project.name,
         onnx=onnx,
-        program=export_program(model, sample=rows[:2]),
+        program=export_program(model, sample=rows[:2]) if with_program else None,
         signature=signature,
         golden_inputs=golden,
         golden_outputs={name: np.asarray(value) for name, value in run_onnx(onnx)(golden).items()},
@@ -243,9 +265,9 @@ def test_another_process_exports_the_same_bytes(exported: tuple[Project, ExportR
     for path, digest in before.items():
         assert _sha256(project.folder / "again" / path.name) == digest
     in_this_process = export(project, ExportSettings(model=project.name, output="third"))
-    assert {result.bundle.name: _sha256(result.bundle) for result in in_this_process.targets if result.bundle} == {
-        path.name: digest for path, digest in before.items()
-    }
+    assert {
+        result.bundle.name: _sha256(result.bundle) for result in in_this_process.targets if result.bundle
+    } == {path.name: digest for path, digest in before.items()}
 
 
 def test_a_bundle_names_no_place_of_this_machine(exported: tuple[Project, ExportReport]) -> None:
@@ -307,10 +329,10 @@ def test_other_data_than_the_model_was_trained_on_is_refused(
     project, _ = exported
     table = pq.read_table(project.folder / "data.parquet")
     (tmp_path / "kit.toml").write_text(
-        (project.folder / "kit.toml").read_text().replace('[data]', f'state = "{project.state}"\n[data]')
+        (project.folder / "kit.toml").read_text().replace("[data]", f'state = "{project.state}"\n[data]')
     )
     pq.write_table(table.slice(0, len(table) - 1), tmp_path / "data.parquet")
-    with pytest.raises(InputError, match="has the fingerprint .* was trained on"):
+    with pytest.raises(InputError, match=r"has the fingerprint .* was trained on"):
         export(Project.open(tmp_path), ExportSettings(model=project.name))
 
 
@@ -321,7 +343,7 @@ def test_another_split_than_the_model_was_trained_on_is_refused(
     text = (project.folder / "kit.toml").read_text()
     (tmp_path / "kit.toml").write_text(text.replace("[data]", f'state = "{project.state}"\n[data]\nseed = 1'))
     (tmp_path / "data.parquet").write_bytes((project.folder / "data.parquet").read_bytes())
-    with pytest.raises(InputError, match="seed = 1, but model .* was trained with 0"):
+    with pytest.raises(InputError, match=r"seed = 1, but model .* was trained with 0"):
         export(Project.open(tmp_path), ExportSettings(model=project.name))
 
 
@@ -334,6 +356,43 @@ def test_a_missing_converter_is_named_before_anything_starts(
         export(project, ExportSettings(model=project.name, output="never"))
     assert caught.value.hint == "pip install 'kit[export]'"
     assert not (project.folder / "never").exists()
+
+
+def test_a_regression_is_measured_by_its_rmse_and_bundled(tmp_path: Path) -> None:
+    project = _regression_project(tmp_path / "project")
+    report = export(project, ExportSettings(model="sugar"))
+    report.require_passed()
+    for result in report.targets:
+        assert result.comparison is not None
+        assert (result.comparison.metric, result.comparison.agreement) == ("rmse", None)
+        assert result.comparison.output_error < 0.05
+        assert result.bundle is not None
+        opened = unpack_bundle(result.bundle, folder=tmp_path / result.target, trusted=project.trusted())
+        runner = Runner.open(opened.folder, threads=1)
+        answers = runner.run(load(project).test.tensors)
+        assert answers["value"].shape == (len(load(project).test.labels),)
+        assert runner.check_golden().passed
+
+
+def test_a_network_one_converter_cannot_read_still_reaches_the_other_target(tmp_path: Path) -> None:
+    project = _regression_project(tmp_path / "project", with_program=False)
+    report = export(project, ExportSettings(model="sugar"))
+    assert [(result.target, result.passed) for result in report.targets] == [
+        ("litert-int8", False),
+        ("openvino-int8", True),
+    ]
+    with pytest.raises(GateError, match=r"litert-int8 was not written: model 'sugar' has no model\.pt2"):
+        report.require_passed()
+    assert [path.name for path in (project.folder / "bundles").iterdir()] == ["sugar-openvino-int8.bundle"]
+
+
+def test_the_converters_do_not_write_on_the_users_screen(
+    exported: tuple[Project, ExportReport], capfd: pytest.CaptureFixture[str]
+) -> None:
+    project, _ = exported
+    capfd.readouterr()
+    export(project, ExportSettings(model=project.name, output="silent"))
+    assert "".join(capfd.readouterr()) == ""
 
 
 def test_the_reference_engine_and_the_golden_answers_agree(exported: tuple[Project, ExportReport]) -> None:

@@ -105,6 +105,21 @@ def test_nan_on_both_sides_is_equal_and_on_one_side_is_not():
         check_parity(answers(logits=LOGITS), answers(logits=with_nan), rows=ROWS)
 
 
+def test_overflow_beyond_1e30_is_counted_instead_of_compared():
+    def overflowing(limit: float) -> Answer:
+        def answer(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            x = tensors["x"]
+            return {"logits": np.where(x.astype(np.float64) > limit, np.float32(np.inf), x)}
+
+        return answer
+
+    rows = {"x": np.array([[1, 2], [3e38, 3]], dtype=np.float32)}
+    assert check_parity(overflowing(1e38), overflowing(1e39), rows=rows).n_overflowed == 1
+    rows["x"][1, 0] = 1e20
+    with pytest.raises(GateError, match="row 1, value 0: the model file answers inf"):
+        check_parity(overflowing(1e39), overflowing(1e10), rows=rows)
+
+
 def test_an_answer_that_depends_on_the_other_rows_is_refused():
     def centred(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"logits": tensors["x"] - tensors["x"].mean(axis=0)}

@@ -1,0 +1,53 @@
+# Two commands do everything on a fresh clone: `make demo` and `make test`.
+# They need Python 3.11, make and a package registry.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+SOURCES := kit jobs serve edge tests benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check fix test bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: .venv/ready .venv-device/ready  ## install everything into .venv, and a device's share into .venv-device
+
+.venv/ready: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (about 3 GB, some minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+.venv-device/ready: pyproject.toml constraints.txt
+	@test -x .venv-device/bin/python || $(PYTHON) -m venv .venv-device
+	@echo "installing into .venv-device (no Ray, no torch)"
+	@.venv-device/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[litert,openvino]'
+	@touch $@
+
+.venv-oms: constraints.txt  # the official verifier of model signatures, which shares no environment with us
+	@$(PYTHON) -m venv $@
+	@$@/bin/python -m pip install --quiet --disable-pip-version-check model-signing==1.1.1 pyopenssl
+	@touch $@
+
+demo: setup  ## train on real data, then answer in a batch, over HTTP and on a device
+	@$(BIN)/python -m kit.cli.demo --device-python $(CURDIR)/.venv-device/bin/python
+
+check: .venv/ready  ## formatting, lint, types
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+
+fix: .venv/ready  ## format and repair what can be repaired
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+test: setup .venv-oms  ## all tests
+	$(BIN)/python -m pytest
+
+bench: .venv/ready  ## the benchmarks the README's figures come from
+	for each in benchmarks/*.py; do $(BIN)/python $$each || exit 1; done
+
+clean:  ## remove the environments and caches
+	rm -rf .venv .venv-device .venv-oms .mypy_cache .pytest_cache .ruff_cache .hypothesis

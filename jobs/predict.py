@@ -1,0 +1,374 @@
+"""Predict every row of a table: a frozen plan of shards, actors that run them, a count that must fit.
+
+A shard is a range of rows of one file and becomes one Parquet part with a fixed name. Every actor
+verifies the model before it loads it. The report is written last, and only when the rows that
+went out are as many as came in.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jobs.cluster import connected, translated
+from kit.engines import Engine, open_engine
+from kit.errors import ConflictError, InputError, KitError, UnavailableError, nearest
+from kit.files import canonical_json
+from kit.model_version import ModelVersion
+from kit.project import Project
+from kit.settings import PredictSettings
+from kit.signature import Signature, Tensors
+from kit.store import open_store
+from kit.tables import TableFile, list_files, open_file_system, read_file, to_tensors
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+
+_log = logging.getLogger("kit")
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A range of rows of one file.
+
+    Attributes:
+        part: Name of the part it becomes.
+        file: Where the rows are.
+        start: First row, from 0.
+        n_rows: How many; None for all of a file whose rows cannot be counted without reading it.
+    """
+
+    part: str
+    file: TableFile
+    start: int
+    n_rows: int | None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a shard.
+
+    Attributes:
+        part: Its name.
+        rows_in: Rows read.
+        rows_out: Rows written.
+        seconds: Wall time of the actor.
+        labels: Rows by answered class, in the order of the classes; empty for regression.
+    """
+
+    part: str
+    rows_in: int
+    rows_out: int
+    seconds: float
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What a batch run did.
+
+    Attributes:
+        model: The version, as ``name@number``.
+        digest: Its digest.
+        output: Folder of the parts.
+        rows_in: Rows of the table.
+        rows_out: Rows written; the same.
+        n_parts: Parts written.
+        seconds: Wall time of the shards, Ray's start not counted.
+        rows_per_second: Over that time.
+        labels: Class to how many rows were given it; empty for regression.
+    """
+
+    model: str
+    digest: str
+    output: str
+    rows_in: int
+    rows_out: int
+    n_parts: int
+    seconds: float
+    rows_per_second: float
+    labels: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every actor needs to know; plain values, so it travels."""
+
+    store: str
+    cache: Path
+    digest: str
+    trusted: tuple[bytes, ...]
+    input: str
+    output: str
+    settings: PredictSettings
+
+
+def predict(project: Project, settings: PredictSettings) -> PredictResult:
+    """Predict every row of a table; see the module.
+
+    Raises:
+        InputError: The table, a column or a value breaks a rule; the message names file and row.
+        ConflictError: The output folder is not empty.
+        NotFoundError: Nobody knows the model.
+        VerificationError: The model's files or signature do not hold.
+        UnavailableError: The cluster, S3 or the disk fails.
+    """
+    record, version = project.open_version(settings.model)
+    _check_outputs(settings, version.signature)
+    source, target = project.locate(settings.input), project.locate(settings.output)
+    files = list_files(source)
+    shards = plan(source, files, shard_rows=settings.shard_rows)
+    first = read_file(source, files[0])
+    _check_columns(settings, version.signature, first)
+    _check_empty(target)
+    work = _Work(
+        store=project.store().uri,
+        cache=project.state / "cache",
+        digest=record.digest,
+        trusted=project.trusted(),
+        input=source,
+        output=target,
+        settings=settings,
+    )
+    with connected(settings.address, project=project):
+        started = time.monotonic()
+        done = _run(work, shards, n_actors=settings.workers)
+        seconds = time.monotonic() - started
+    result = _summary(f"{record.model}@{record.number}", record.digest, target, done, version.signature, seconds)
+    if result.rows_in != result.rows_out:
+        raise KitError(f"{result.rows_in} rows went in and {result.rows_out} came out; no report was written")
+    facts = {**asdict(result), "shards": [asdict(each) for each in done], "engine": settings.engine}
+    _write(target, REPORT, canonical_json(facts))
+    project.write_record("predict", f"{record.number:04d}-{int(time.time())}", facts)
+    return result
+
+
+def plan(uri: str, files: Sequence[TableFile], *, shard_rows: int) -> tuple[Shard, ...]:
+    """Cut a table into shards.
+
+    Args:
+        uri: The table.
+        files: Its files, sorted.
+        shard_rows: Most rows of a shard of a Parquet file; other formats are one shard a file.
+    """
+    from pyarrow import parquet
+
+    system, _ = open_file_system(uri)
+    ranges: list[tuple[TableFile, int, int | None]] = []
+    for file in files:
+        if file.format != "parquet":
+            ranges.append((file, 0, None))
+            continue
+        try:
+            n_rows = parquet.read_metadata(file.path, filesystem=system).num_rows
+        except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+            raise InputError(f"{file.name} cannot be read as parquet: {error}") from error
+        ranges += [
+            (file, start, min(shard_rows, n_rows - start)) for start in range(0, n_rows, shard_rows)
+        ]
+    return tuple(
+        Shard(f"part-{index:05d}.parquet", file, start, n_rows)
+        for index, (file, start, n_rows) in enumerate(ranges)
+    )
+
+
+class ShardActor:
+    """Runs shards, one at a time, with one verified model."""
+
+    def __init__(self, work: _Work) -> None:
+        folder = open_store(work.store, cache=work.cache).fetch(work.digest)
+        version = ModelVersion.open(folder, trusted=work.trusted, digest=work.digest)
+        self._work = work
+        self._signature = version.signature
+        self._engine = open_engine(
+            version.model_path,
+            engine=work.settings.engine,
+            threads=work.settings.threads,
+            signature=version.signature,
+        )
+
+    def run(self, shard: Shard) -> Done:
+        """Read a shard, answer its rows, write its part."""
+        started = time.monotonic()
+        table = _read(self._work.input, shard)
+        try:
+            tensors = to_tensors(table, self._signature)
+        except InputError as error:
+            where = f"{shard.file.name}, counting from row {shard.start}"
+            raise InputError(f"{where}: {error.message}", hint=error.hint) from error
+        outputs = _answer(self._engine, tensors, batch_rows=self._work.settings.batch_rows)
+        kept = table.select(list(self._work.settings.columns))
+        answered = _with_outputs(kept, outputs, self._signature, wanted=self._work.settings.outputs)
+        _write_part(self._work.output, shard.part, answered)
+        counts = (
+            np.bincount(outputs["label"], minlength=len(self._signature.classes)).tolist()
+            if "label" in outputs
+            else []
+        )
+        return Done(shard.part, table.num_rows, answered.num_rows, time.monotonic() - started, tuple(counts))
+
+
+def _run(work: _Work, shards: Sequence[Shard], *, n_actors: int) -> list[Done]:
+    import ray
+    from ray.util import ActorPool
+
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    n_actors = max(1, min(n_actors or cpus, len(shards)))
+    if n_actors > cpus:
+        raise InputError(
+            f"workers = {n_actors}, but the cluster has {cpus} CPUs", hint=f"set workers to {cpus} or less"
+        )
+    actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(ShardActor)
+    _log.info("predicting %d shards with %d actors", len(shards), n_actors)
+    done: list[Done] = []
+    with translated():
+        pool = ActorPool([actor.remote(work) for _ in range(n_actors)])
+        for finished in pool.map(lambda each, shard: each.run.remote(shard), shards):
+            done.append(finished)
+            _log.info("%s: %d rows in %.2f s", finished.part, finished.rows_out, finished.seconds)
+    return done
+
+
+def _read(uri: str, shard: Shard) -> pa.Table:
+    if shard.n_rows is None:
+        return read_file(uri, shard.file)
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    system, _ = open_file_system(uri)
+    with parquet.ParquetFile(shard.file.path, filesystem=system) as opened:
+        groups, skipped, seen = [], 0, 0
+        for index in range(opened.num_row_groups):
+            n_rows = opened.metadata.row_group(index).num_rows
+            if seen + n_rows > shard.start and seen < shard.start + shard.n_rows:
+                groups.append(index)
+            elif not groups:
+                skipped += n_rows
+            seen += n_rows
+        table: pa.Table = opened.read_row_groups(groups)
+    return table.slice(shard.start - skipped, shard.n_rows)
+
+
+def _answer(engine: Engine, tensors: Tensors, *, batch_rows: int) -> Tensors:
+    """Run validated tensors through the engine, a batch at a time."""
+    parts: dict[str, list[np.ndarray]] = {}
+    for start, stop in _batches(len(next(iter(tensors.values()))), batch_rows):
+        batch = {name: array[start:stop] for name, array in tensors.items()}
+        for name, array in engine.run_validated(batch).items():
+            parts.setdefault(name, []).append(array)
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _batches(n_rows: int, batch_rows: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, max(n_rows, 1), batch_rows):
+        yield start, min(start + batch_rows, n_rows)
+
+
+def _with_outputs(
+    kept: pa.Table, outputs: Tensors, signature: Signature, *, wanted: Sequence[str]
+) -> pa.Table:
+    """Put the answers beside the kept columns; a label becomes the class's name."""
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {name: kept.column(name) for name in kept.column_names}
+    for spec in signature.outputs:
+        if spec.name not in wanted:
+            continue
+        array = outputs[spec.name]
+        if spec.classes:
+            columns[spec.name] = pa.array(np.array(spec.classes)[array])
+        elif array.ndim == 1:
+            columns[spec.name] = pa.array(array)
+        else:
+            flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+            columns[spec.name] = pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
+    return pa.table(columns)
+
+
+def _write_part(uri: str, part: str, table: pa.Table) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    sink = pa.BufferOutputStream()
+    parquet.write_table(table, sink, compression="zstd")
+    _write(uri, part, sink.getvalue().to_pybytes())
+
+
+def _write(uri: str, name: str, data: bytes) -> None:
+    """Write one file of the output: by rename on a disk, by one PUT on S3."""
+    if not uri.startswith("s3://"):
+        from pathlib import Path
+
+        from kit.files import write_atomic
+
+        write_atomic(Path(uri) / name, data)
+        return
+    system, root = open_file_system(uri)
+    try:
+        with system.open_output_stream(f"{root}/{name}") as stream:
+            stream.write(data)
+    except OSError as error:
+        raise UnavailableError(
+            f"{uri}/{name} cannot be written: {str(error)[:200]}", hint="check the bucket and its permissions"
+        ) from error
+
+
+def _check_outputs(settings: PredictSettings, signature: Signature) -> None:
+    there = [spec.name for spec in signature.outputs]
+    defaults = PredictSettings.model_fields["outputs"].default
+    for name in settings.outputs:
+        if name not in there and name not in defaults:
+            raise InputError(f"the model has no output {name!r}", hint=nearest(name, there))
+
+
+def _check_columns(settings: PredictSettings, signature: Signature, table: pa.Table) -> None:
+    """Refuse a table the model cannot read, before Ray starts: its first rows tell."""
+    for name in settings.columns:
+        if name not in table.column_names:
+            raise InputError(f"{settings.input} has no column {name!r}", hint=nearest(name, table.column_names))
+        if name in settings.outputs and name in {spec.name for spec in signature.outputs}:
+            raise InputError(
+                f"the kept column {name!r} has the name of an output", hint="leave it out or rename it"
+            )
+    to_tensors(table.slice(0, 1), signature)
+
+
+def _check_empty(uri: str) -> None:
+    from pyarrow import fs
+
+    system, root = open_file_system(uri)
+    try:
+        there = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    except OSError as error:
+        raise UnavailableError(f"{uri} cannot be listed: {str(error)[:200]}") from error
+    if there:
+        raise ConflictError(
+            f"the output folder {uri} is not empty (it holds {there[0].base_name})",
+            hint="choose another folder, or remove this one",
+        )
+
+
+def _summary(
+    model: str, digest: str, output: str, done: Sequence[Done], signature: Signature, seconds: float
+) -> PredictResult:
+    rows_out = sum(each.rows_out for each in done)
+    counts = np.sum([each.labels for each in done], axis=0) if signature.classes and done else []
+    return PredictResult(
+        model=model,
+        digest=digest,
+        output=output,
+        rows_in=sum(each.rows_in for each in done),
+        rows_out=rows_out,
+        n_parts=len(done),
+        seconds=round(seconds, 3),
+        rows_per_second=round(rows_out / seconds, 1) if seconds else 0.0,
+        labels={str(name): int(count) for name, count in zip(signature.classes, counts, strict=False)},
+    )

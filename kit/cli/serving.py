@@ -1,0 +1,31 @@
+"""``kit serve``: the one command that reports before it ends."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from kit.project import Project
+from kit.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from serve.serve import ServeResult, ServeStatus
+
+
+def serve(project: Project, settings: ServeSettings) -> ServeResult | None:
+    """Serve until interrupted, saying where as soon as the endpoint answers."""
+    from serve.serve import serve as run
+
+    return run(project, settings, on_ready=lambda status: _announce(status))
+
+
+def _announce(status: ServeStatus) -> None:
+    lines = [
+        f"{status.model}@{status.version} answers at {status.url} after {status.start_s:.1f} s "
+        f"({status.replicas} x {status.engine}, {status.ingress} ingress)"
+    ]
+    if status.key_file:
+        lines.append(f"key: {status.key_file}")
+    lines.append(f"ask it: kit query {status.model} --input TABLE --url {status.url}    stop it: Ctrl-C")
+    print("\n".join(lines), flush=True)
+    sys.stdout.flush()

@@ -1,0 +1,98 @@
+"""The demo's promises: the same answers everywhere, small bundles, one page; and the README shows its output."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DEVICE_PYTHON = ROOT / ".venv-device" / "bin" / "python"
+MAX_BUNDLE_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demo that has run."""
+
+    output: str
+    project: Path
+    rows: dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    if not DEVICE_PYTHON.exists():
+        pytest.skip("the device's environment is missing: make setup")
+    folder = tmp_path_factory.mktemp("demo")
+    done = subprocess.run(
+        [sys.executable, "-m", "kit.cli.demo", "--folder", folder, "--device-python", DEVICE_PYTHON],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    record = json.loads((folder / "digits" / ".kit" / "runs" / "demo" / "latest.json").read_text())
+    return Demo(done.stdout, folder / "digits", {row["place"]: row for row in record["rows"]})
+
+
+@pytest.mark.parametrize("place", ["ONNX (onnxruntime)", "batch (Ray)", "HTTP (Ray Serve)"])
+def test_onnx_batch_and_http_give_every_row_the_float_models_label(demo: Demo, place: str) -> None:
+    assert demo.rows[place]["agreement"] == 1.0
+
+
+@pytest.mark.parametrize("target", ["litert-int8", "openvino-int8"])
+def test_a_device_is_within_a_point_of_the_float_model(demo: Demo, target: str) -> None:
+    float_model = demo.rows["float model (torch)"]["accuracy"]
+    assert float_model > 0.95
+    assert abs(demo.rows[f"device ({target})"]["accuracy"] - float_model) <= 0.01
+
+
+@pytest.mark.parametrize("target", ["litert-int8", "openvino-int8"])
+def test_a_bundle_is_under_a_megabyte(demo: Demo, target: str) -> None:
+    assert (demo.project / "bundles" / f"digits-{target}.bundle").stat().st_size < MAX_BUNDLE_BYTES
+
+
+def test_the_device_has_neither_ray_nor_torch() -> None:
+    if not DEVICE_PYTHON.exists():
+        pytest.skip("the device's environment is missing: make setup")
+    code = "import importlib.util as u; print([n for n in ('ray', 'torch', 'pyarrow', 'onnx') if u.find_spec(n)])"
+    done = subprocess.run([DEVICE_PYTHON, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_demo_ends_with_one_table_and_the_report(demo: Demo) -> None:
+    screen = demo.output[demo.output.rindex("the same 360 held-out rows") :]
+    for place in demo.rows:
+        assert place in screen
+    assert str(demo.project / "report.html") in screen
+    assert "<svg" in (demo.project / "report.html").read_text(encoding="utf-8")
+
+
+def test_nothing_of_the_endpoint_is_left_running(demo: Demo) -> None:
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True, timeout=30).stdout
+    assert not [line for line in listed.splitlines() if str(demo.project) in line]
+
+
+def test_what_the_readme_shows_is_what_the_demo_prints(demo: Demo) -> None:
+    shown = re.findall(r"```console\n(\$ kit init.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert shown, "README.md shows no transcript that starts with $ kit init"
+    printed = [_masked(line) for line in demo.output.splitlines()]
+    for line in shown[0].splitlines():
+        if line.strip() and not line.startswith("$ cd"):
+            assert _masked(line) in printed, line
+
+
+def _masked(line: str) -> str:
+    """Take out what differs from run to run and machine to machine: figures, digests, folders."""
+    line = re.sub(r"\S*/(?=[\w.-]*(digits|\.kit|bundles|signing))", "", line)
+    line = re.sub(r"(?<![\w-])[0-9a-f]{12,64}\b|\d[\d,.]*", "#", line)
+    return re.sub(r"[─\s]+", " ", line).strip()
