@@ -49,7 +49,7 @@ def connected(address: str | None, *, project: Project) -> Iterator[None]:
         UnavailableError: The cluster does not answer.
         MissingDependencyError: Ray is not installed.
     """
-    _set_environment()
+    set_environment()
     try:
         import ray
     except ImportError as error:
@@ -80,8 +80,8 @@ def connected(address: str | None, *, project: Project) -> Iterator[None]:
         ray.shutdown()
 
 
-def _set_environment() -> None:
-    """Set what Ray reads from the environment when it is imported or started."""
+def set_environment() -> None:
+    """Set what Ray reads from the environment, where the user has not; call it before importing Ray."""
     # Ray runs workers at nice 15 unless told otherwise.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -91,6 +91,10 @@ def _set_environment() -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     # A training worker stays in the shipped project instead of a folder of the run.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # Whoever starts a Ray asks for a token by default; whoever joins one shows it only when told to.
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    if "RAY_AUTH_TOKEN" in os.environ or token.is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _inside_job() -> bool:
@@ -147,6 +151,14 @@ def check_reachable(address: str) -> None:
             f"no cluster answers at {address}: {error.strerror or error}",
             hint="start it (ray up ray-cluster.yaml), or leave --address out to run on this machine",
         ) from error
+
+
+def n_cpus() -> int:
+    """Count the CPUs of the Ray that is connected."""
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's gap
+    return int(resources.get("CPU", 0))
 
 
 def is_local(address: str) -> bool:

@@ -199,7 +199,7 @@ def _train(fit: FitConfig, arrays: dict[str, np.ndarray], *, listener: Any) -> N
         world=context.get_world_size(),
     )
     trainer.resume(train.get_checkpoint())
-    trainer.run(listener)
+    trainer.run(hear=listener.hear.remote, keep=trainer.report)
 
 
 class _Trainer:
@@ -258,16 +258,28 @@ class _Trainer:
         done = len(self.progress.epochs)
         return done >= self.fit.epochs or done - self.progress.best_epoch >= self.fit.patience_epochs
 
-    def run(self, listener: Any) -> None:
-        """Train until finished; checkpoint every few seconds and at the end.
+    def run(
+        self,
+        *,
+        hear: Callable[[dict[str, Any]], Any],
+        keep: Callable[[], None],
+        interval_s: float = _CHECKPOINT_INTERVAL_S,
+    ) -> None:
+        """Train until finished.
 
         Args:
-            listener: Hears of each epoch from the first worker.
+            hear: Told of each epoch by the first worker.
+            keep: Called on every worker at the same epochs: when ``interval_s`` have passed on any of
+                them since the last time, and at the end.
+            interval_s: Time between checkpoints.
+
+        Raises:
+            InputError: A loss is not finite.
         """
         kept_at_s = time.monotonic()
         while not self.finished():
             epoch = len(self.progress.epochs) + 1
-            due = time.monotonic() - kept_at_s >= _CHECKPOINT_INTERVAL_S
+            due = time.monotonic() - kept_at_s >= interval_s
             train_loss, validation_loss, n_due = self._agreed(self._pass(epoch), self._validate(), float(due))
             figures = Epoch(epoch, train_loss / self.world, validation_loss / self.world)
             if not (math.isfinite(train_loss) and math.isfinite(validation_loss)):
@@ -275,14 +287,14 @@ class _Trainer:
                     f"training diverged: the loss of epoch {epoch} is not finite",
                     hint=f"lower learning_rate (now {self.fit.learning_rate:g}), or scale the inputs",
                 )
-            self._keep(figures)
+            self._note(figures)
             if self.rank == 0:
-                listener.hear.remote(asdict(figures))
+                hear(asdict(figures))
             if n_due or self.finished():
-                self._checkpoint()
+                keep()
                 kept_at_s = time.monotonic()
 
-    def _keep(self, figures: Epoch) -> None:
+    def _note(self, figures: Epoch) -> None:
         better = figures.validation_loss < self.progress.best_loss
         self.progress.epochs.append(figures)
         if better:
@@ -291,18 +303,19 @@ class _Trainer:
                 name: value.detach().cpu().clone() for name, value in self.plain.state_dict().items()
             }
 
-    def _checkpoint(self) -> None:
-        """Report to Ray Train, which waits for every worker; the first one brings the files."""
+    def report(self) -> None:
+        """Report a checkpoint to Ray Train, which waits for every worker; the first one brings the files."""
         from ray import train
 
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if self.rank == 0:
-                self._save(Path(folder))
+                self.save(Path(folder))
                 checkpoint = train.Checkpoint.from_directory(folder)
             train.report(asdict(self.progress.epochs[-1]), checkpoint=checkpoint)
 
-    def _save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> None:
+        """Write what ``resume`` reads: weights, the best weights, the optimizer, the figures."""
         import torch
 
         state = {"network": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()}

@@ -8,14 +8,17 @@ went out are as many as came in.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.cluster import connected, translated
+from jobs.cluster import connected, n_cpus, translated
 from kit.engines import Engine, open_engine
 from kit.errors import ConflictError, InputError, KitError, UnavailableError, nearest
 from kit.files import canonical_json
@@ -126,8 +129,7 @@ def predict(project: Project, settings: PredictSettings) -> PredictResult:
     source, target = project.locate(settings.input), project.locate(settings.output)
     files = list_files(source)
     shards = plan(source, files, shard_rows=settings.shard_rows)
-    first = read_file(source, files[0])
-    _check_columns(settings, version.signature, first)
+    _check_columns(settings, version.signature, _first_rows(source, files[0]))
     _check_empty(target)
     work = _Work(
         store=project.store().uri,
@@ -142,7 +144,9 @@ def predict(project: Project, settings: PredictSettings) -> PredictResult:
         started = time.monotonic()
         done = _run(work, shards, n_actors=settings.workers)
         seconds = time.monotonic() - started
-    result = _summary(f"{record.model}@{record.number}", record.digest, target, done, version.signature, seconds)
+    result = _summary(
+        f"{record.model}@{record.number}", record.digest, target, done, version.signature, seconds
+    )
     if result.rows_in != result.rows_out:
         raise KitError(f"{result.rows_in} rows went in and {result.rows_out} came out; no report was written")
     facts = {**asdict(result), "shards": [asdict(each) for each in done], "engine": settings.engine}
@@ -171,9 +175,7 @@ def plan(uri: str, files: Sequence[TableFile], *, shard_rows: int) -> tuple[Shar
             n_rows = parquet.read_metadata(file.path, filesystem=system).num_rows
         except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
             raise InputError(f"{file.name} cannot be read as parquet: {error}") from error
-        ranges += [
-            (file, start, min(shard_rows, n_rows - start)) for start in range(0, n_rows, shard_rows)
-        ]
+        ranges += [(file, start, min(shard_rows, n_rows - start)) for start in range(0, n_rows, shard_rows)]
     return tuple(
         Shard(f"part-{index:05d}.parquet", file, start, n_rows)
         for index, (file, start, n_rows) in enumerate(ranges)
@@ -181,35 +183,52 @@ def plan(uri: str, files: Sequence[TableFile], *, shard_rows: int) -> tuple[Shar
 
 
 class ShardActor:
-    """Runs shards, one at a time, with one verified model."""
+    """Runs shards, one at a time, with one verified model.
+
+    The model is opened by the first shard, not by ``__init__``: from a method Ray hands our error
+    to the driver, from ``__init__`` only its text.
+    """
 
     def __init__(self, work: _Work) -> None:
-        folder = open_store(work.store, cache=work.cache).fetch(work.digest)
-        version = ModelVersion.open(folder, trusted=work.trusted, digest=work.digest)
         self._work = work
-        self._signature = version.signature
-        self._engine = open_engine(
-            version.model_path,
-            engine=work.settings.engine,
-            threads=work.settings.threads,
-            signature=version.signature,
+
+    @cached_property
+    def _version(self) -> ModelVersion:
+        folder = open_store(self._work.store, cache=self._work.cache).fetch(self._work.digest)
+        return ModelVersion.open(folder, trusted=self._work.trusted, digest=self._work.digest)
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return open_engine(
+            self._version.model_path,
+            engine=self._work.settings.engine,
+            threads=self._work.settings.threads,
+            signature=self._version.signature,
         )
 
     def run(self, shard: Shard) -> Done:
         """Read a shard, answer its rows, write its part."""
         started = time.monotonic()
+        engine, signature = self._engine, self._version.signature
         table = _read(self._work.input, shard)
+        if shard.n_rows not in (None, table.num_rows):
+            raise InputError(
+                f"{shard.file.name} changed: {shard.n_rows} rows were expected from row {shard.start}, "
+                f"and {table.num_rows} are there",
+                hint="run again when nobody writes to the table",
+            )
         try:
-            tensors = to_tensors(table, self._signature)
+            tensors = to_tensors(table, signature)
         except InputError as error:
-            where = f"{shard.file.name}, counting from row {shard.start}"
-            raise InputError(f"{where}: {error.message}", hint=error.hint) from error
-        outputs = _answer(self._engine, tensors, batch_rows=self._work.settings.batch_rows)
+            raise InputError(
+                f"{shard.file.name}: {_row_of_file(error.message, shard)}", hint=error.hint
+            ) from error
+        outputs = _answer(engine, tensors, batch_rows=self._work.settings.batch_rows)
         kept = table.select(list(self._work.settings.columns))
-        answered = _with_outputs(kept, outputs, self._signature, wanted=self._work.settings.outputs)
+        answered = _with_outputs(kept, outputs, signature, wanted=self._work.settings.outputs)
         _write_part(self._work.output, shard.part, answered)
         counts = (
-            np.bincount(outputs["label"], minlength=len(self._signature.classes)).tolist()
+            np.bincount(outputs["label"], minlength=len(signature.classes)).tolist()
             if "label" in outputs
             else []
         )
@@ -220,7 +239,7 @@ def _run(work: _Work, shards: Sequence[Shard], *, n_actors: int) -> list[Done]:
     import ray
     from ray.util import ActorPool
 
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    cpus = n_cpus()
     n_actors = max(1, min(n_actors or cpus, len(shards)))
     if n_actors > cpus:
         raise InputError(
@@ -230,17 +249,28 @@ def _run(work: _Work, shards: Sequence[Shard], *, n_actors: int) -> list[Done]:
     _log.info("predicting %d shards with %d actors", len(shards), n_actors)
     done: list[Done] = []
     with translated():
-        pool = ActorPool([actor.remote(work) for _ in range(n_actors)])
-        for finished in pool.map(lambda each, shard: each.run.remote(shard), shards):
+        pool: Any = ActorPool([actor.remote(work) for _ in range(n_actors)])
+        for finished in pool.map_unordered(lambda each, shard: each.run.remote(shard), shards):
             done.append(finished)
             _log.info("%s: %d rows in %.2f s", finished.part, finished.rows_out, finished.seconds)
-    return done
+    return sorted(done, key=lambda each: each.part)
+
+
+def _first_rows(uri: str, file: TableFile) -> pa.Table:
+    """Read a few rows; a file that is not Parquet is read whole."""
+    if file.format != "parquet":
+        return read_file(uri, file).slice(0, 1)
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    system, _ = open_file_system(uri)
+    with parquet.ParquetFile(file.path, filesystem=system) as opened:
+        return pa.Table.from_batches(list(islice(opened.iter_batches(batch_size=1), 1)), opened.schema_arrow)
 
 
 def _read(uri: str, shard: Shard) -> pa.Table:
     if shard.n_rows is None:
         return read_file(uri, shard.file)
-    import pyarrow as pa
     from pyarrow import parquet
 
     system, _ = open_file_system(uri)
@@ -255,6 +285,11 @@ def _read(uri: str, shard: Shard) -> pa.Table:
             seen += n_rows
         table: pa.Table = opened.read_row_groups(groups)
     return table.slice(shard.start - skipped, shard.n_rows)
+
+
+def _row_of_file(message: str, shard: Shard) -> str:
+    """Count the row a message names from the file's first row instead of the shard's."""
+    return re.sub(r"(?<=, row )\d+", lambda found: str(int(found[0]) + shard.start), message, count=1)
 
 
 def _answer(engine: Engine, tensors: Tensors, *, batch_rows: int) -> Tensors:
@@ -303,7 +338,8 @@ def _write_part(uri: str, part: str, table: pa.Table) -> None:
 
 
 def _write(uri: str, name: str, data: bytes) -> None:
-    """Write one file of the output: by rename on a disk, by one PUT on S3."""
+    """Write one file of the output: by rename on a disk, by one upload on S3, which
+    appears when it is complete."""
     if not uri.startswith("s3://"):
         from pathlib import Path
 
@@ -333,7 +369,9 @@ def _check_columns(settings: PredictSettings, signature: Signature, table: pa.Ta
     """Refuse a table the model cannot read, before Ray starts: its first rows tell."""
     for name in settings.columns:
         if name not in table.column_names:
-            raise InputError(f"{settings.input} has no column {name!r}", hint=nearest(name, table.column_names))
+            raise InputError(
+                f"{settings.input} has no column {name!r}", hint=nearest(name, table.column_names)
+            )
         if name in settings.outputs and name in {spec.name for spec in signature.outputs}:
             raise InputError(
                 f"the kept column {name!r} has the name of an output", hint="leave it out or rename it"

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.cluster import is_local, shipped
+from jobs.cluster import is_local, set_environment, shipped
 from kit.errors import InputError, MissingDependencyError, NotFoundError, UnavailableError, nearest
 from kit.project import Project
 from kit.settings import SubmitSettings
@@ -72,7 +72,8 @@ def submit(project: Project, settings: SubmitSettings) -> SubmitResult:
     """
     if settings.attach and settings.command:
         raise InputError(
-            f"--attach {settings.attach} follows a job, but a command was given as well", hint="give one of them"
+            f"--attach {settings.attach} follows a job, but a command was given as well",
+            hint="give one of them",
         )
     runtime_env, entrypoint = ({}, "") if settings.attach else _planned(project, settings)
     client = _connect(settings.address, timeout_s=settings.timeout_s)
@@ -166,6 +167,7 @@ def _with_value(words: Sequence[str], flag: str, value: str) -> list[str]:
 
 def _connect(address: str, *, timeout_s: float) -> JobSubmissionClient:
     """Reach the dashboard; asked first with a deadline, because Ray's client has none."""
+    set_environment()
     try:
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
@@ -187,7 +189,7 @@ def _connect(address: str, *, timeout_s: float) -> JobSubmissionClient:
         raise UnavailableError(f"what answers at {address} is not a Ray dashboard", hint=_START_HINT)
     with _reached(address):
         client = JobSubmissionClient(address)
-    for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+    for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return client
 
@@ -207,6 +209,10 @@ def _reached(address: str) -> Iterator[None]:
             f"the cluster at {address} does not answer any more: {type(error).__name__}", hint=_START_HINT
         ) from error
     except (RuntimeError, ValueError) as error:
+        if "No available agent" in str(error):
+            raise UnavailableError(
+                f"the cluster at {address} is still starting", hint="run the same command again in a minute"
+            ) from error
         raise UnavailableError(
             f"the cluster at {address} refuses the job: {str(error)[:300]}",
             hint="correct what it names; large data belongs on s3:// or a shared folder, not in the project",

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import kit
-from jobs.cluster import connected, translated
+from jobs.cluster import connected, n_cpus, translated
 from jobs.fit import BEST, PROGRESS, Epoch, FitConfig, build_network, check_network, loop
 from kit.data import Split, load
 from kit.errors import InputError, KitError, ProjectError
@@ -114,7 +114,7 @@ def train(project: Project, settings: TrainSettings) -> TrainResult:
     identity = _run_identity(project, split, settings)
     fitted = _fit(project, settings, split, prepared, identity=identity)
     parts, parity, metrics, test_outputs = _export(project, settings, split, prepared, fitted, signature)
-    gates = check_floors(metrics, project.settings.gates.floors)
+    gates = check_floors(metrics, dict[str, float](project.settings.gates.floors.items()))
     version = _register(project, parts, key=key, metrics=metrics)
     passed = all(gate.passed for gate in gates)
     if settings.promote and passed:
@@ -207,7 +207,9 @@ def _run_identity(project: Project, split: Split, settings: TrainSettings) -> st
     decides = {
         "data": split.fingerprint,
         "code": _code_digest(project),
-        "project": project.settings.model_dump(mode="json", exclude={"commands", "gates", "store", "signing"}),
+        "project": project.settings.model_dump(
+            mode="json", exclude={"commands", "gates", "store", "signing"}
+        ),
         "settings": settings.model_dump(exclude={"promote", "resume", "address"}),
     }
     return hashlib.sha256(canonical_json(decides)).hexdigest()[:16]
@@ -240,13 +242,18 @@ def _fit(
         "validation_x": prepared.validation,
         "validation_y": split.validation.labels,
     }
+    shared = FitConfig.__dataclass_fields__.keys() & TrainSettings.model_fields.keys()
     fit = FitConfig(
         folder=str(project.folder),
         n_classes=len(split.classes),
-        **{name: getattr(settings, name) for name in FitConfig.__dataclass_fields__ if hasattr(settings, name)},
+        **{name: getattr(settings, name) for name in shared},
     )
     with connected(settings.address, project=project):
-        checkpoint = _run_trainer(fit, arrays, settings, storage=storage, identity=identity)
+        try:
+            checkpoint = _run_trainer(fit, arrays, settings, storage=storage, identity=identity)
+        except InputError:  # nothing to continue: something has to be changed first
+            shutil.rmtree(storage / identity, ignore_errors=True)
+            raise
         with checkpoint.as_directory() as folder:
             weights = torch.load(Path(folder) / BEST, weights_only=True)
             kept = json.loads((Path(folder) / PROGRESS).read_text())
@@ -264,7 +271,7 @@ def _run_trainer(
 
     for name in ("ray.train", "ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    cpus = int(ray.cluster_resources().get("CPU", 0))
+    cpus = n_cpus()
     if settings.workers > cpus:
         raise InputError(
             f"workers = {settings.workers}, but the cluster has {cpus} CPUs",
@@ -319,7 +326,6 @@ def _listening() -> Iterator[Any]:
     """Log each epoch as it is reported: an actor collects, a thread of the driver asks it."""
     import ray
 
-    @ray.remote(num_cpus=0)
     class Listener:
         def __init__(self) -> None:
             import asyncio
@@ -339,7 +345,7 @@ def _listening() -> Iterator[Any]:
         async def refusal(self) -> KitError | None:
             return self.refused
 
-    listener = Listener.remote()
+    listener: Any = ray.remote(num_cpus=0)(Listener).remote()
 
     def follow() -> None:
         try:

@@ -54,7 +54,7 @@ _HOMES = {
     "open_store": "kit.store",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604 - built from the table above
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

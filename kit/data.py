@@ -78,6 +78,8 @@ def load(project: Project) -> Split:
     settings = project.settings.data
     uri = project.locate(settings.path)
     table = read_table(uri)
+    if not table.num_rows:
+        raise InputError(f"{settings.path} has no rows", hint="name a table with rows under [data] path")
     if settings.label not in table.column_names:
         raise InputError(
             f"{settings.path} has no label column {settings.label!r}",
@@ -86,7 +88,7 @@ def load(project: Project) -> Split:
     labels, classes = _labels(table.column(settings.label), project.settings.project.task, settings.label)
     signature = Signature("", project.settings.input_signature(), ())
     for column in signature.columns:
-        if column in table.column_names and table.column(column).null_count == table.num_rows:
+        if column in table.column_names and _is_empty(table.column(column)):
             raise InputError(
                 f"column {column!r} of {settings.path} holds no value at all",
                 hint="fill the column or take it out of [[data.inputs]]",
@@ -111,10 +113,12 @@ def _labels(column: Any, task: str, name: str) -> tuple[np.ndarray, tuple[ClassN
         raise InputError(f"the label {name!r} is missing in {column.null_count} rows", hint="drop those rows")
     values = column.to_numpy(zero_copy_only=False)
     if task == "regression":
-        if values.dtype.kind not in "fiu" or not np.isfinite(values.astype(np.float64)).all():
-            raise InputError(f"the label {name!r} holds values that are not finite numbers")
-        return values.astype(np.float32), ()
-    if values.dtype.kind not in "iubOU":
+        with np.errstate(over="ignore"):
+            targets = values.astype(np.float32) if values.dtype.kind in "fiu" else np.array([np.nan])
+        if not np.isfinite(targets).all():
+            raise InputError(f"the label {name!r} holds values that are not finite float32 numbers")
+        return targets, ()
+    if not _is_class_type(column.type):
         raise InputError(
             f"the label {name!r} holds values of type {column.type}; classes are whole numbers or strings",
             hint='set task = "regression", or make the label a string',
@@ -130,6 +134,21 @@ def _labels(column: Any, task: str, name: str) -> tuple[np.ndarray, tuple[ClassN
         )
     names: list[ClassName] = [str(value) if isinstance(value, str) else int(value) for value in classes]
     return indices.astype(np.int64), tuple(names)
+
+
+def _is_empty(column: Any) -> bool:
+    import pyarrow.compute as pc
+
+    return bool(pc.all(column.is_null(nan_is_null=True)).as_py())
+
+
+def _is_class_type(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    checks = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string)
+    return any(check(kind) for check in checks)
 
 
 def _split(everything: Part, *, stratified: bool, project: Project) -> tuple[Part, Part, Part]:

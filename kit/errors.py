@@ -91,7 +91,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
         valid: Every name that would have been accepted.
 
     Returns:
-        An imperative for ``hint``, for example ``write 'epochs' (valid: batch_size, epochs)``.
+        An imperative for ``hint``, for example ``did you mean 'epochs'? (valid: batch_size, epochs)``.
     """
     names = sorted(valid)
     listed = f"valid: {', '.join(names)}" if names else "there are none"

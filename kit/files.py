@@ -20,6 +20,11 @@ from typing import Any
 from kit.errors import InputError, UnavailableError
 
 _CHUNK_BYTES = 1 << 20
+# Permissions, a file where a folder should be or the reverse, a name that is too long, a broken disk.
+_NOT_WRITABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENAMETOOLONG, errno.EIO),
+)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -32,13 +37,13 @@ def canonical_json(value: Any) -> bytes:
         UTF-8, keys sorted, two-space indent, one newline at the end.
 
     Raises:
-        InputError: The value holds NaN or an infinity, which JSON cannot say.
+        InputError: The value holds NaN, an infinity or half a character, which JSON cannot say.
     """
     try:
         text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    except ValueError as error:
+        return text.encode() + b"\n"
+    except ValueError as error:  # a UnicodeEncodeError, for half of a surrogate pair, is one too
         raise InputError(f"a value cannot be written as JSON: {error}") from error
-    return text.encode() + b"\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -167,7 +172,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
                 f"the disk that holds {path} is full; nothing was left half-written",
                 hint="free some space or choose another folder, then run the same command again",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in _NOT_WRITABLE:
             raise UnavailableError(
                 f"{path} cannot be written: {error.strerror}",
                 hint="make the folder writable or choose another one",

@@ -43,7 +43,7 @@ def init(settings: InitSettings) -> InitResult:
         UnavailableError: The disk is full or cannot be written.
     """
     folder = Path(settings.name).expanduser().absolute()
-    if not re.match(NAME_PATTERN, folder.name):
+    if not re.fullmatch(NAME_PATTERN, folder.name):
         raise InputError(
             f"{folder.name!r} cannot name a project",
             hint="use lower-case letters, digits, '.', '_' and '-', a letter or digit first",
@@ -103,9 +103,7 @@ def _tabular() -> pa.Table:
     groups[random.random(len(groups)) < 0.05] = None
     gone = random.random(values.shape) < 0.05
     names = [name.replace(" ", "_") for name in cancer.feature_names]
-    columns = {
-        name: pa.array(values[:, index], mask=gone[:, index]) for index, name in enumerate(names)
-    }
+    columns = {name: pa.array(values[:, index], mask=gone[:, index]) for index, name in enumerate(names)}
     diagnosis = np.array(["malignant", "benign"], dtype=object)[cancer.target]
     return pa.table(
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -34,14 +35,29 @@ def score(metric: str, labels: np.ndarray, outputs: Mapping[str, np.ndarray]) ->
         The metric, dimensionless except ``rmse`` and ``mae``, which have the label's unit.
 
     Raises:
-        InputError: The metric is unknown or does not fit the outputs.
+        InputError: The metric is unknown or does not fit the outputs, an output is not finite, or the
+            rows do not determine the metric.
     """
     known = {
         name: _SCORES[name] for name in METRICS["regression" if "value" in outputs else "classification"]
     }
     if metric not in known:
         raise InputError(f"{metric!r} does not measure this task", hint=nearest(metric, known))
-    return float(known[metric](labels, outputs))
+    for name in ("probabilities", "value"):
+        if name in outputs and not np.isfinite(outputs[name]).all():
+            raise InputError(
+                f"{metric!r} cannot be measured: the model's {name!r} holds values that are not finite",
+                hint="lower the learning rate, or look for extreme values in the data",
+            )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn warns and answers NaN, which is refused below
+        value = float(known[metric](labels, outputs))
+    if not np.isfinite(value):
+        raise InputError(
+            f"{metric!r} is not defined on these {len(labels)} rows; some class or value is not among them",
+            hint="hold out more rows",
+        )
+    return value
 
 
 def evaluate(task: str, labels: np.ndarray, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kit.errors import InputError, VerificationError
+from kit.event_log import Event
 from kit.project import Project
-from kit.registry import UNSET, Event, VersionRecord
+from kit.registry import UNSET, VersionRecord
 from kit.settings import ModelsSettings
 
 
@@ -58,7 +59,8 @@ def models(project: Project, settings: ModelsSettings) -> ModelsResult:
     if action == "promote":
         _, version = project.open_version(reference)
         expect = UNSET if settings.expect is None else settings.expect
-        moved = registry.promote(f"{version.name}@sha256:{version.digest}", alias=settings.alias, expect=expect)
+        exact = f"{version.name}@sha256:{version.digest}"
+        moved = registry.promote(exact, alias=settings.alias, expect=expect)
     else:
         moved = registry.rollback(reference, alias=settings.alias)
     return ModelsResult(action, versions=(moved,))
@@ -68,10 +70,7 @@ def _verify(project: Project, reference: str | None) -> ModelsResult:
     """Check the log and every byte of the named version, or of all."""
     registry = project.registry()
     registry.verify_log()
-    if reference is not None:
-        records = [registry.resolve(reference)]
-    else:
-        records = registry.versions()
+    records = registry.versions() if reference is None else [registry.resolve(reference)]
     for record in records:
         _, version = project.open_version(f"{record.model}@sha256:{record.digest}")
         if version.name != record.model:

@@ -5,6 +5,7 @@ Later windows of live data are compared with it (drift), so it is kept with the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ def profile(tensors: Tensors, *, signature: Signature) -> dict[str, Any]:
 
     Returns:
         ``{"n_rows": int, "columns": {column: {...}}}``; a numeric column has ``edges``
-        (n_bins + 1), ``counts`` (n_bins), ``missing``, ``mean`` and ``std``; a string column has
+        (n_bins + 1), ``counts`` (n_bins; 20, fewer where the values are too close), ``missing``,
+        ``mean`` and ``std`` (null where float64 cannot hold them); a string column has
         ``categories`` (name to count, the most frequent 200) and ``missing``. A column of lists
         is described over all its values.
     """
@@ -45,14 +47,31 @@ def _histogram(values: np.ndarray) -> dict[str, Any]:
     missing = len(numbers) - len(known)
     if not len(known):
         return {"edges": [], "counts": [], "missing": missing, "mean": None, "std": None}
-    counts, edges = np.histogram(known, bins=_N_BINS)
+    counts, edges = np.histogram(known, bins=_edges(float(known.min()), float(known.max())))
     return {
         "edges": edges.tolist(),
         "counts": counts.tolist(),
         "missing": missing,
-        "mean": float(known.mean()),
-        "std": float(known.std()),
+        "mean": _finite(np.mean, known),
+        "std": _finite(np.std, known),
     }
+
+
+def _edges(low: float, high: float) -> np.ndarray:
+    """Cut a range into bins; fewer where neighbouring edges would be the same number."""
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    edges = np.unique(2 * np.linspace(low / 2, high / 2, _N_BINS + 1))  # halves: the difference may overflow
+    edges = edges[(edges >= low) & (edges <= high)]
+    if len(edges) < 2 or edges[0] > low or edges[-1] < high:
+        edges = np.unique([low, *edges, high])
+    return edges if len(edges) > 1 else np.array([np.nextafter(low, -np.inf), np.nextafter(high, np.inf)])
+
+
+def _finite(measure: Callable[[np.ndarray], Any], values: np.ndarray) -> float | None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        result = float(measure(values))
+    return result if np.isfinite(result) else None
 
 
 def _categories(values: np.ndarray) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kit.errors import NotFoundError, ProjectError
+from kit.errors import NotFoundError, ProjectError, nearest
 from kit.files import canonical_json, write_atomic
 from kit.model_version import ModelVersion
 from kit.registry import Registry, VersionRecord
@@ -159,7 +159,12 @@ class Project:
         sys.path.insert(0, str(self.folder))
         try:
             module = self._import(module_name)
-        except Exception as error:  # the user's code may raise anything at all while it is imported
+        except ProjectError:
+            raise
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # the user's code may raise anything at all while it is imported
             raise ProjectError(
                 f"{reference!r} cannot be imported from {self.folder}: {type(error).__name__}: {error}",
                 hint=f"check {module_name}.py and the name in kit.toml",
@@ -174,14 +179,23 @@ class Project:
         return getattr(module, name)
 
     def _import(self, module_name: str) -> Any:
-        """Import afresh when another project's module of that name is loaded."""
-        loaded = sys.modules.get(module_name)
-        if loaded is not None and not self._owns(loaded):
-            del sys.modules[module_name]
+        """Import afresh where another project's modules of the same names are loaded."""
+        mine = {path.stem for path in self.folder.glob("*.py")}
+        mine |= {path.parent.name for path in self.folder.glob("*/__init__.py")}
+        top = module_name.partition(".")[0]
+        if top not in mine:
+            raise ProjectError(f"there is no module {top!r} in {self.folder}", hint=nearest(top, mine))
+        for name, loaded in list(sys.modules.items()):
+            other = name.partition(".")[0] in mine and not self._owns(loaded)
+            if other and name.partition(".")[0] not in sys.stdlib_module_names:
+                del sys.modules[name]
         importlib.invalidate_caches()
         module = importlib.import_module(module_name)
         if not self._owns(module):
-            raise ProjectError(f"the module {module_name!r} lies outside the project")
+            raise ProjectError(
+                f"the module {module_name!r} that Python finds lies outside {self.folder}",
+                hint="rename it; a module of Python has its name",
+            )
         return module
 
     def _owns(self, module: Any) -> bool:

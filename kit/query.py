@@ -66,7 +66,7 @@ def query(project: Project | None, settings: QuerySettings) -> QueryResult:
     """
     from kit.tables import read_table, to_tensors
 
-    with _client(settings.url, key=_read_key(project, settings), timeout_s=settings.timeout_s) as client:
+    with connect(settings.url, key=_read_key(project, settings), timeout_s=settings.timeout_s) as client:
         metadata = _ask(client, "GET", _path(settings.model))
         signature = _signature(settings.url, metadata)
         table = read_table(settings.input, columns=list(signature.columns) or None).slice(0, settings.rows)
@@ -78,7 +78,7 @@ def query(project: Project | None, settings: QuerySettings) -> QueryResult:
         times_ms: list[float] = []
         for start in range(0, n_rows, REQUEST_ROWS):
             began_s = time.perf_counter()
-            parts.append(_infer(client, settings.model, _slice(tensors, start)))
+            parts.append(infer(client, settings.model, _slice(tensors, start)))
             times_ms.append((time.perf_counter() - began_s) * 1000)
     answers = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     columns, rows = _rows(settings.url, signature, answers)
@@ -91,31 +91,17 @@ def query(project: Project | None, settings: QuerySettings) -> QueryResult:
     return result
 
 
-def infer(
-    url: str, model: str, tensors: Mapping[str, np.ndarray], *, key: str | None, timeout_s: float
-) -> Tensors:
-    """Send one inference request.
+def connect(url: str, *, key: str | None, timeout_s: float) -> httpx.Client:
+    """Make a client of an endpoint, to be used as a context manager; it asks nothing yet.
 
     Args:
         url: Where the endpoint listens.
-        model: Name of the served model.
-        tensors: One array per input of the model, shape (n_rows, ...), in the model's dtypes.
         key: The endpoint's key; None when it asks for none.
-        timeout_s: Longest wait for the answer.
-
-    Returns:
-        Every output by name, shape (n_rows, ...); null in an output is NaN.
+        timeout_s: Longest wait for each answer.
 
     Raises:
-        InputError: The endpoint refuses the key or the tensors.
-        NotFoundError: It does not serve the model.
-        UnavailableError: Nothing answers there, not in time, or not in the protocol.
+        MissingDependencyError: A package that asking needs is not installed.
     """
-    with _client(url, key=key, timeout_s=timeout_s) as client:
-        return _infer(client, model, tensors)
-
-
-def _client(url: str, *, key: str | None, timeout_s: float) -> httpx.Client:
     try:
         import httpx
         import orjson  # noqa: F401  # used further down; said here so that the hint comes first
@@ -132,7 +118,22 @@ def _client(url: str, *, key: str | None, timeout_s: float) -> httpx.Client:
     )
 
 
-def _infer(client: httpx.Client, model: str, tensors: Mapping[str, np.ndarray]) -> Tensors:
+def infer(client: httpx.Client, model: str, tensors: Mapping[str, np.ndarray]) -> Tensors:
+    """Send one inference request.
+
+    Args:
+        client: From ``connect``.
+        model: Name of the served model.
+        tensors: One array per input of the model, shape (n_rows, ...), in the model's dtypes.
+
+    Returns:
+        Every output by name, shape (n_rows, ...); null in an output is NaN.
+
+    Raises:
+        InputError: The endpoint refuses the key or the tensors.
+        NotFoundError: It does not serve the model.
+        UnavailableError: Nothing answers there, not in time, or not in the protocol.
+    """
     import orjson
 
     inputs = [encode_tensor(_spec(name, array), array) for name, array in tensors.items()]

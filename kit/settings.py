@@ -34,7 +34,7 @@ S = TypeVar("S", bound="Settings")
 class Settings(BaseModel):
     """A frozen group of settings that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class InputSettings(Settings):
@@ -366,7 +366,7 @@ class SubmitSettings(CommandSettings):
     wait: bool = Field(default=True, description="Follow the job's log until it ends.")
     timeout_s: float = Field(default=10.0, gt=0, le=600, description="Longest wait for an answer.")
     python: str | None = Field(
-        default=None, pattern=r"^/", description="Interpreter on the cluster; this one when it is on this machine."
+        default=None, pattern=r"^/", description="Interpreter on the cluster; here, this one when left out."
     )
     command: tuple[str, ...] = _argument(
         "The command after --: train ... or predict ...", default=(), strict=False
@@ -451,6 +451,8 @@ def read_project_file(path: Path) -> ProjectFile:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path.name} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
     sections = {*_GENERAL_SECTIONS, *COMMAND_SECTIONS}
     for section in raw:
         if section not in sections:
@@ -530,8 +532,8 @@ def _sentence(cls: type[Settings], error: ValidationError, *, where: str) -> Set
         )
     if finding["type"] == "value_error":
         return SettingsError(f"{where}: {finding['ctx']['error']}")
-    rule = finding["msg"].removeprefix("Input should be ").removeprefix("Value ")
-    return SettingsError(f"{where}: {place} = {finding['input']!r}, but it should be {rule}")
+    _, _, rule = finding["msg"].rpartition(" should ")  # "Input should be ...", "String should match ..."
+    return SettingsError(f"{where}: {place} = {finding['input']!r}, but it should {rule}")
 
 
 def _owner(cls: type[Settings], location: tuple[int | str, ...]) -> type[Settings]:

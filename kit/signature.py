@@ -8,7 +8,7 @@ tables. Runs on a device: standard library and numpy only.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
@@ -94,16 +94,15 @@ class TensorSpec:
                 f"a tensor in the signature has the keys {sorted(value)}, which this kit cannot read",
                 hint="use the kit version that made the model, or make the model again",
             )
-        shape = tuple(int(size) for size in value["shape"])
-        if value["dtype"] not in DTYPES or not shape or shape[0] != -1:
-            raise VerificationError(
-                f"tensor {value['name']!r} has dtype {value['dtype']!r} and shape {list(shape)}; "
-                "the first size must be -1 and the dtype one of " + ", ".join(DTYPES)
-            )
+        for key, rule, holds in _FIELD_RULES:
+            if key in value and not holds(value[key]):
+                raise VerificationError(
+                    f"the signature's {value['name']!r} has {key} = {value[key]!r}, which is not {rule}"
+                )
         return cls(
-            name=str(value["name"]),
+            name=value["name"],
             dtype=value["dtype"],
-            shape=shape,
+            shape=tuple(value["shape"]),
             columns=tuple(value.get("columns", ())),
             nullable=bool(value.get("nullable", False)),
             minimum=value.get("minimum"),
@@ -141,9 +140,11 @@ class Signature:
         Raises:
             VerificationError: It is not a signature this kit can read.
         """
-        if set(value) != {"task", "inputs", "outputs"}:
+        if set(value) != {"task", "inputs", "outputs"} or not all(
+            _is_list_of(value[key], Mapping) for key in ("inputs", "outputs")
+        ):
             raise VerificationError(
-                f"the signature has the keys {sorted(value)} instead of inputs, outputs and task"
+                f"the signature has the keys {sorted(value)}; it needs a task and lists of inputs and outputs"
             )
         return cls(
             task=str(value["task"]),
@@ -204,6 +205,8 @@ class Signature:
         """
         tensors: Tensors = {}
         for spec in self.inputs:
+            if not spec.columns:
+                raise InputError(f"input {spec.name!r} is made of no columns; send it as a tensor")
             parts = []
             for column in spec.columns:
                 if column not in columns:
@@ -339,9 +342,11 @@ def _column(spec: TensorSpec, column: str, values: Any) -> np.ndarray:
     if isinstance(values, np.ndarray) and values.dtype == DTYPES[spec.dtype] and spec.dtype != "string":
         array = values
     elif spec.dtype == "string":
-        if isinstance(values, np.ndarray):
-            values = values.reshape(-1).tolist()
-        array = np.array(["" if value is None else value for value in values], dtype=object)
+        try:
+            array = np.array(values, dtype=object)
+        except ValueError as error:
+            raise InputError(f"column {column!r} holds rows of different lengths") from error
+        array[array == None] = ""  # noqa: E711 - elementwise, which "is None" is not
     else:
         array = _numbers(spec, column, values)
     if array.ndim == 1 and width == 1:
@@ -363,11 +368,15 @@ def _numbers(spec: TensorSpec, column: str, values: Any) -> np.ndarray:
     if dtype.kind == "f":
         with np.errstate(over="ignore"):
             return np.asarray(values, dtype=dtype)
-    cast = np.asarray(values).astype(dtype)
+    with np.errstate(invalid="ignore"):
+        cast = np.asarray(values).astype(dtype)
     wrong = cast != values
     if wrong.any():
         row = _first_row(wrong)
-        raise InputError(f"column {column!r}, row {row}: {values[row]} is not a whole {spec.dtype}")
+        value = np.atleast_1d(values[row])[np.atleast_1d(wrong[row])][0]
+        if value != value:
+            raise InputError(f"column {column!r}, row {row}: a value is missing (input {spec.name!r})")
+        raise InputError(f"column {column!r}, row {row}: {value} is not a whole {spec.dtype}")
     return cast
 
 
@@ -379,7 +388,7 @@ def _parsed(spec: TensorSpec, column: str, values: Sequence[Any]) -> np.ndarray:
         if isinstance(value, str) and value.startswith("["):  # a list in a CSV cell
             try:
                 value = json.loads(value)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"column {column!r}, row {row}: {value[:40]!r} is no JSON list") from error
         if value is None:
             value = missing
@@ -392,10 +401,47 @@ def _parsed(spec: TensorSpec, column: str, values: Sequence[Any]) -> np.ndarray:
                     f"column {column!r}, row {row}: {item!r} is not a number "
                     f"(input {spec.name!r} is {spec.dtype})"
                 )
+        if missing is None:
+            value = [_whole(item) for item in items] if items is value else _whole(value)
         rows.append(value)
-    try:
-        if rows:
-            return np.array(rows)
+    if not rows:
         return np.empty((0,), dtype=DTYPES[spec.dtype])
+    try:
+        array = np.array(rows)
     except ValueError as error:
         raise InputError(f"column {column!r} holds rows of different lengths") from error
+    if array.dtype == object:
+        raise InputError(f"column {column!r} holds a number too large for {spec.dtype}")
+    return array
+
+
+def _whole(item: Any) -> Any:
+    # One float among whole numbers would make numpy round them all to float64.
+    return int(item) if isinstance(item, float) and item.is_integer() else item
+
+
+def _is_list_of(value: Any, kind: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(item, kind) for item in value)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _is_shape(value: Any) -> bool:
+    if not _is_list_of(value, int) or not value or value[0] != -1:
+        return False
+    return all(size >= 1 for size in value[1:])
+
+
+#: What each field of a specification must be in a file: the rule in words, and the test.
+_FIELD_RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("name", "a name", lambda value: isinstance(value, str) and bool(value)),
+    ("dtype", "one of " + ", ".join(DTYPES), lambda value: isinstance(value, str) and value in DTYPES),
+    ("shape", "-1 and then sizes of one row", _is_shape),
+    ("columns", "a list of names", lambda value: _is_list_of(value, str)),
+    ("nullable", "true or false", lambda value: isinstance(value, bool)),
+    ("minimum", "a number", _is_number),
+    ("maximum", "a number", _is_number),
+    ("classes", "a list of names or whole numbers", lambda value: _is_list_of(value, (str, int))),
+)

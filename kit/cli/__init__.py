@@ -17,11 +17,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kit import __version__
 from kit.cli.commands import COMMANDS, Command, find_command
 from kit.errors import EXIT_CODES, KitError, SettingsError, nearest
+
+if TYPE_CHECKING:
+    from kit.project import Project
 
 INTERRUPTED = 130
 
@@ -152,7 +155,19 @@ def _call(command: Command, parsed: argparse.Namespace) -> Any:
 
     project = Project.open(parsed.project)
     settings = project.command(command.name, cls, flags)
+    if command.name == "submit" and settings.command:
+        _check_submitted(project, settings.command)
     return command.load_run()(project, settings)
+
+
+def _check_submitted(project: Project, words: Sequence[str]) -> None:
+    """Check a submitted command's settings here, before anything travels to a cluster."""
+    from kit.cli.flags import given
+
+    command = find_command(words[0])
+    if command is not None and command.needs_project:
+        cls = command.load_settings()
+        project.command(command.name, cls, given(build_parser(command).parse_args(words[1:]), cls))
 
 
 def _log_to_stderr(*, quiet: bool) -> None:

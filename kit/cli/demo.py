@@ -120,8 +120,16 @@ def _run(folder: Path, *, device_python: str) -> tuple[list[Place], Project]:
 
 def _kit(folder: Path, *words: str) -> None:
     """Run one command as a user would, showing it."""
-    print(f"\n$ kit {shlex.join(words)}", flush=True)
-    subprocess.run([sys.executable, "-m", "kit", *words], cwd=folder, check=True)
+    _run_shown([sys.executable, "-m", "kit", *words], folder, shown=f"kit {shlex.join(words)}")
+
+
+def _run_shown(words: list[str], folder: Path, *, shown: str) -> None:
+    print(f"\n$ {shown}", flush=True)
+    code = subprocess.run(words, cwd=folder, check=False).returncode
+    if code:
+        raise KitError(
+            f"{shown} ended with exit code {code}", hint=f"read its message above; it ran in {folder}"
+        )
 
 
 def _held_out(project: Project) -> Path:
@@ -168,7 +176,7 @@ def _indices(names: list[object], signature: Signature) -> np.ndarray:
 
 
 def _http(project: Project, rows: Path, tensors: Tensors) -> tuple[np.ndarray, float]:
-    from kit.query import infer
+    from kit.query import connect, infer
 
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
@@ -176,15 +184,17 @@ def _http(project: Project, rows: Path, tensors: Tensors) -> tuple[np.ndarray, f
         _kit(project.folder, "query", "digits", "--input", f"data/{rows.name}", "--url", url)
         key = (project.state / "serve" / "key").read_text().strip()
 
-        def ask(batch: Tensors) -> Tensors:
-            return infer(url, "digits", batch, key=key, timeout_s=10)
+        with connect(url, key=key, timeout_s=10) as client:
 
-        n_rows = len(next(iter(tensors.values())))
-        parts = [
-            ask({name: array[start : start + 64] for name, array in tensors.items()})["label"]
-            for start in range(0, n_rows, 64)
-        ]
-        return np.concatenate(parts), _latency_ms(ask, tensors)
+            def ask(batch: Tensors) -> Tensors:
+                return infer(client, "digits", batch)
+
+            n_rows = len(next(iter(tensors.values())))
+            parts = [
+                ask({name: array[start : start + 64] for name, array in tensors.items()})["label"]
+                for start in range(0, n_rows, 64)
+            ]
+            return np.concatenate(parts), _latency_ms(ask, tensors)
 
 
 @contextmanager
@@ -217,8 +227,9 @@ def _device(
     _kit(folder, "flash", bundle, f"path:{device}")
     answers = folder / f"answers-{target}.jsonl"
     words = ["predict", device, "--input", f"data/{rows.stem}.jsonl", "--output", answers.name]
-    print(f"\n$ {Path(python).name} -m edge.agent {shlex.join(words)}", flush=True)
-    subprocess.run([python, "-m", "edge.agent", *words], cwd=folder, check=True)
+    _run_shown(
+        [python, "-m", "edge.agent", *words], folder, shown=f"python -m edge.agent {shlex.join(words)}"
+    )
     health = subprocess.run(
         [python, "-m", "edge.agent", "health", device], cwd=folder, check=True, capture_output=True, text=True
     )

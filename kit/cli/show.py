@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jobs.submit import SubmitResult
-
     from edge.export import ExportReport
     from edge.flash import FlashResult
     from jobs.predict import PredictResult
+    from jobs.submit import SubmitResult
     from jobs.train import TrainResult
     from kit.doctor import DoctorResult
     from kit.init import InitResult
@@ -48,7 +47,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str 
     from rich.text import Text
 
     listed = [list(row) for row in rows]
-    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for index, heading in enumerate(headings):
         right = bool(listed) and all(isinstance(row[index], (int, float, type(None))) for row in listed)
         made.add_column(heading, justify="right" if right else "left")
@@ -57,7 +56,11 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str 
     console = Console()
     if not console.is_terminal:  # a pipe has no width to fold to
         console.width = 200
-    console.print(made)
+    if title:
+        print(title)
+    with console.capture() as captured:
+        console.print(made)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def _cell(value: Any) -> str:
@@ -66,7 +69,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:,.4f}" if abs(value) < 1000 else f"{value:,.0f}"
+        return f"{value:,.4f}" if abs(value) < 10 else f"{value:,.1f}"
     if isinstance(value, int):
         return f"{value:,}"
     return str(value)
@@ -74,7 +77,7 @@ def _cell(value: Any) -> str:
 
 def init(result: InitResult) -> None:
     """Show a new project."""
-    print(f"wrote {result.folder}")
+    print(f"wrote {_near(result.folder)}")
     for name in result.files:
         print(f"  {name}")
     print(f"next: cd {result.folder.name} && kit keys init && kit train --promote")
@@ -94,8 +97,8 @@ def doctor(result: DoctorResult) -> None:
 def keys(result: KeysResult) -> None:
     """Show the key that signs."""
     print(f"{'made' if result.created else 'key'} {result.key_id}")
-    print(f"  private: {result.private} (mode 0600; keep it out of version control)")
-    print(f"  public:  {result.public}")
+    print(f"  private: {_near(result.private)} (mode 0600; keep it out of version control)")
+    print(f"  public:  {_near(result.public)}")
 
 
 def train(result: TrainResult) -> None:
@@ -181,7 +184,7 @@ def predict(result: PredictResult) -> None:
     """Show what a batch run did."""
     print(
         f"{result.rows_out:,} rows by {result.model} in {result.seconds:.1f} s "
-        f"({result.rows_per_second:,.0f} rows/s), {result.n_parts} parts in {result.output}"
+        f"({result.rows_per_second:,.0f} rows/s), {result.n_parts} parts in {_near(result.output)}"
     )
     if result.labels:
         table(("label", "rows"), result.labels.items())
@@ -228,7 +231,7 @@ def export(result: ExportReport) -> None:
                 compared.output_error if compared else None,
                 _kilobytes(each.size_bytes),
                 each.latency.p50_ms if each.latency else None,
-                str(each.bundle) if each.passed else f"NOT WRITTEN: {each.reason}",
+                _near(each.bundle) if each.bundle else f"NOT WRITTEN: {each.reason}",
             )
         )
     table(
@@ -238,13 +241,19 @@ def export(result: ExportReport) -> None:
     )
 
 
+def _near(place: Path | str) -> str:
+    """Show a place as a user would type it: relative where it lies below the current folder."""
+    path = Path(place)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(place)
+
+
 def _kilobytes(size_bytes: int | None) -> float | None:
     return None if size_bytes is None else round(size_bytes / 1000, 1)
 
 
 def flash(result: FlashResult) -> None:
     """Show what a device runs now."""
-    print(f"{result.device}: {result.status} {result.name} {result.target} release {result.release}")
+    print(f"{_near(result.device)}: {result.status} {result.name} {result.target} release {result.release}")
     print(f"  running sha256:{result.digest[:12]}")
     if result.detail:
         print(f"  {result.detail}")
@@ -257,4 +266,4 @@ def submit(result: SubmitResult) -> None:
 
 def report(result: ReportResult) -> None:
     """Show where the page lies."""
-    print(f"wrote {result.path} about {result.n_runs} runs")
+    print(f"wrote {_near(result.path)} about {result.n_runs} runs")

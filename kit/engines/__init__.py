@@ -67,9 +67,8 @@ class Engine:
     def run_validated(self, inputs: Tensors) -> Tensors:
         """Answer rows that ``Signature.validate`` has already accepted, without checking twice."""
         if not len(next(iter(inputs.values()))):  # runtimes differ on nothing: errors, or stale answers
-            return {
-                spec.name: np.zeros((0, *spec.row_shape), DTYPES[spec.dtype]) for spec in self.signature.outputs
-            }
+            outputs = self.signature.outputs
+            return {spec.name: np.zeros((0, *spec.row_shape), DTYPES[spec.dtype]) for spec in outputs}
         answers = self._runtime.run(inputs)
         return {spec.name: answers[spec.name] for spec in self.signature.outputs}
 

@@ -27,9 +27,9 @@ from kit.engines import open_engine
 from kit.errors import InputError, NotFoundError, UnavailableError
 from kit.model_version import Parts, write_model_version
 from kit.project import Project
-from kit.query import infer, query
+from kit.query import connect, infer, query
 from kit.settings import QuerySettings
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature, Tensors, TensorSpec
 from kit.signing import generate_key
 from serve import ingress
 
@@ -214,6 +214,11 @@ def body(data: object, *, shape: tuple[int, ...] = (1, N_FEATURES)) -> dict[str,
     return {"inputs": [{"name": "x", "datatype": "FP32", "shape": list(shape), "data": data}]}
 
 
+def ask(url: str, rows: np.ndarray, *, key: str | None) -> Tensors:
+    with connect(url, key=key, timeout_s=10) as client:
+        return infer(client, "tiny", {"x": rows})
+
+
 INFER = "/v2/models/tiny/infer"
 ONE_ROW = [0.0] * N_FEATURES
 
@@ -238,6 +243,36 @@ def test_the_replicas_own_port_asks_for_the_key_too(served: Served) -> None:
         assert answer.status_code == 401
 
 
+def test_haproxy_and_the_replicas_listen_on_this_machine_alone(served: Served) -> None:
+    ours = [
+        pid
+        for pid, words in descendants(served.process.pid).items()
+        if "haproxy -db" in words or words.startswith("ray::ServeReplica")
+    ]
+    for port in listening_elsewhere(ours):
+        # What is left open is Ray's own gRPC, which asks for the cluster's token; HTTP must get no answer.
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"http://127.0.0.1:{port}/", timeout=5, trust_env=False).raise_for_status()
+
+
+def listening_elsewhere(pids: list[int]) -> list[int]:
+    """Ports on which these processes listen beyond loopback."""
+    inodes = set()
+    for pid in pids:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            name = os.readlink(entry)
+            if name.startswith("socket:["):
+                inodes.add(name[8:-1])
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            address, _, port = fields[1].partition(":")
+            if fields[3] == "0A" and fields[9] in inodes and not address.endswith("0100007F"):
+                found.append(int(port, 16))
+    return found
+
+
 def test_the_key_is_readable_by_its_owner_alone(served: Served) -> None:
     assert stat.S_IMODE((served.project.state / "serve" / "key").stat().st_mode) == 0o600
 
@@ -247,7 +282,7 @@ def test_answers_equal_the_engines_exactly(served: Served) -> None:
     _, version = served.project.open_version("tiny")
     engine = open_engine(version.model_path, engine="onnxruntime", threads=1, signature=version.signature)
     expected = engine.run({"x": rows})
-    answers = infer(served.url, "tiny", {"x": rows}, key=served.key, timeout_s=10)
+    answers = ask(served.url, rows, key=served.key)
     assert list(answers) == list(expected)
     for name, array in expected.items():
         assert answers[name].dtype == array.dtype
@@ -303,7 +338,7 @@ def test_query_shows_class_names_for_the_rows_of_a_table(served: Served, tmp_pat
     table = tmp_path / "rows.jsonl"
     table.write_text("".join(json.dumps({"x": row.tolist(), "y": "low"}) + "\n" for row in rows))
     result = query(served.project, QuerySettings(model="tiny", input=str(table), url=served.url, rows=290))
-    expected = infer(served.url, "tiny", {"x": rows[:290]}, key=served.key, timeout_s=10)
+    expected = ask(served.url, rows[:290], key=served.key)
     assert result.columns == ("row", "label", "probability")
     assert [row[1] for row in result.rows] == [CLASSES[index] for index in expected["label"]]
     assert [row[2] for row in result.rows] == expected["probabilities"].max(axis=1).tolist()
@@ -376,7 +411,7 @@ def test_the_python_ingress_answers_this_machine_without_a_key_and_ends_on_ctrl_
     wait_until_ready(process)
     before = descendants(process.pid)
     rows = np.ones((3, N_FEATURES), dtype=np.float32)
-    answers = infer(f"http://127.0.0.1:{port}", "tiny", {"x": rows}, key=None, timeout_s=10)
+    answers = ask(f"http://127.0.0.1:{port}", rows, key=None)
     assert answers["label"].shape == (3,)
     assert not any("haproxy" in text.lower() for text in before.values())
     stop(process, signal.SIGINT)

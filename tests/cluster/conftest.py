@@ -1,0 +1,202 @@
+"""A small project that trains in seconds, slowly enough to be killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from jobs.train import TrainResult, train
+from kit.project import Project
+from kit.settings import TrainSettings
+from kit.signing import generate_key
+
+N_FEATURES = 4
+N_ROWS = 240
+EPOCHS = 24
+
+KIT_TOML = """
+[project]
+name = "blobs"
+
+[data]
+path = "rows.parquet"
+label = "kind"
+inputs = [{ name = "x", columns = ["a", "b", "c", "d"] }]
+
+[model]
+factory = "model:build"
+parameters = { pause_s = 0.03 }
+
+[train]
+epochs = 24
+batch_size = 32
+learning_rate = 0.01
+patience_epochs = 24
+golden_rows = 4
+"""
+
+#: ``pause_s`` makes an epoch last about 0.2 s, so that there is a middle to be killed in; every
+#: call of the factory leaves a line, so that a test can count the workers that were started.
+MODEL = """
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+class Blobs(nn.Module):
+    def __init__(self, pause_s, bad, n_classes):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, n_classes))
+        self.pause_s, self.bad = pause_s, bad
+
+    def forward(self, x):
+        answer = self.layers(x)
+        if self.training:
+            time.sleep(self.pause_s)
+            if self.bad:
+                answer = torch.log(-1 - answer.abs())
+        return answer
+
+
+def build(*, pause_s, n_classes, bad=False):
+    if "KIT_TEST_BUILDS" in os.environ:
+        with Path(os.environ["KIT_TEST_BUILDS"]).open("a") as builds:
+            builds.write(f"{os.getpid()}\\n")
+    return Blobs(pause_s, bad, n_classes)
+"""
+
+#: What the command line does around a command: progress on stderr, a refusal in one sentence.
+DRIVER = """
+import json, logging, sys
+from pathlib import Path
+import jobs.predict, jobs.train
+from kit.errors import KitError
+from kit.project import Project
+from kit.settings import PredictSettings, TrainSettings
+
+logging.basicConfig(level=logging.ERROR, format="%(message)s")
+logging.getLogger("kit").setLevel(logging.INFO)
+commands = {
+    "train": (TrainSettings, jobs.train.train),
+    "predict": (PredictSettings, jobs.predict.predict),
+}
+cls, run = commands[sys.argv[2]]
+try:
+    project = Project.open(Path(sys.argv[1]))
+    run(project, project.command(sys.argv[2], cls, json.loads(sys.argv[3])))
+except KitError as error:
+    sys.exit(f"error: {error.message}")
+"""
+
+
+def _hear_interrupts() -> None:
+    """Undo what a shell does to whoever runs in its background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+class Lab:
+    """What the tests of this folder share."""
+
+    n_features = N_FEATURES
+    epochs = EPOCHS
+
+    def table(self, n_rows: int, *, seed: int = 0) -> pa.Table:
+        """Make three clouds of points in four dimensions."""
+        random = np.random.default_rng(seed)
+        kinds = random.integers(0, 3, n_rows)
+        points = random.normal(size=(n_rows, N_FEATURES)) + 4.0 * np.eye(3, N_FEATURES)[kinds]
+        columns: dict[str, Any] = {
+            name: points[:, index].astype(np.float32) for index, name in enumerate("abcd")
+        }
+        names = np.array(["red", "green", "blue"])[kinds]
+        return pa.table({"id": np.arange(n_rows), **columns, "kind": pa.array(names.tolist())})
+
+    def make_project(self, folder: Path) -> Project:
+        """Write the project and give it a key."""
+        folder.mkdir(parents=True)
+        (folder / "kit.toml").write_text(KIT_TOML)
+        (folder / "model.py").write_text(MODEL)
+        parquet.write_table(self.table(N_ROWS), folder / "rows.parquet")
+        project = Project.open(folder)
+        generate_key(project.signing_key_path())
+        return project
+
+    def twin(self, project: Project, folder: Path) -> Project:
+        """Copy a project, key included, as it was before it was trained."""
+        state = shutil.ignore_patterns("store", "runs", "train", "registry*", "cache")
+        shutil.copytree(project.folder, folder, ignore=state)
+        return Project.open(folder)
+
+    def start(self, project: Project, command: str, settings: dict[str, Any]) -> subprocess.Popen[str]:
+        """Run a command in a process of its own."""
+        root = Path(__file__).resolve().parents[2]
+        return subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(project.folder), command, json.dumps(settings)],
+            env={**os.environ, "PYTHONPATH": str(root)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=_hear_interrupts,
+        )
+
+    def processes(self, title: str = "") -> list[psutil.Process]:
+        """List the processes of Rays that this process started, those whose title holds some text."""
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            try:
+                words = " ".join(process.cmdline())
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+            if any(each in words for each in ("raylet", "gcs_server", "ray::")) and title in words:
+                found.append(process)
+        return found
+
+    def await_event(self, happened: Callable[[], Any], *, timeout_s: float = 90.0) -> Any:
+        """Wait until something happened outside this process, and give what the question answered."""
+        deadline_s = time.monotonic() + timeout_s
+        while not (answer := happened()):
+            assert time.monotonic() < deadline_s, "it did not happen in time"
+            threading.Event().wait(0.02)
+        return answer
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A project whose champion was trained without interruption."""
+
+    project: Project
+    result: TrainResult
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Give what the tests share; what Ray started is gone afterwards."""
+    shared = Lab()
+    yield shared
+    shared.await_event(lambda: not shared.processes(), timeout_s=20)
+
+
+@pytest.fixture(scope="session")
+def trained(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Train once for everybody."""
+    project = lab.make_project(tmp_path_factory.mktemp("session") / "blobs")
+    return Trained(project, train(project, project.command("train", TrainSettings, {"promote": True})))

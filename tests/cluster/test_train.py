@@ -1,0 +1,155 @@
+"""Training on a real local Ray: what survives a kill, and what is refused at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.train import train
+from kit.errors import InputError
+from kit.project import Project
+from kit.settings import TrainSettings
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def settings(project: Project, **flags: Any) -> TrainSettings:
+    return project.command("train", TrainSettings, flags)
+
+
+def has_checkpoint(project: Project) -> bool:
+    return any((project.state / "train").rglob("progress.json"))
+
+
+def epochs_shown(caplog: pytest.LogCaptureFixture) -> list[int]:
+    return [
+        int(record.getMessage().split(":")[0].removeprefix("epoch "))
+        for record in caplog.records
+        if record.getMessage().startswith("epoch ")
+    ]
+
+
+def with_parameters(project: Project, parameters: str) -> Project:
+    path = project.folder / "kit.toml"
+    path.write_text(path.read_text().replace("{ pause_s = 0.03 }", parameters))
+    return Project.open(project.folder)
+
+
+def test_training_registers_a_candidate_that_has_learnt_and_leaves_no_checkpoints(trained: Any) -> None:
+    result = trained.result
+    assert trained.project.registry().resolve("blobs@candidate").digest == result.version.digest
+    assert trained.project.registry().resolve("blobs@champion").digest == result.version.digest
+    assert result.metrics["accuracy"] > 0.8
+    assert len(result.epochs) == 24
+    assert not list((trained.project.state / "train").iterdir())
+    record = json.loads(result.record.read_bytes())
+    assert record["digest"] == result.version.digest
+    assert len(record["epochs"]) == 24
+
+
+def test_a_killed_training_goes_on_where_it_was_and_ends_with_the_same_bytes(
+    lab: Any, trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    project = lab.twin(trained.project, tmp_path / "blobs")
+    driver = lab.start(project, "train", {})
+    lab.await_event(lambda: has_checkpoint(project) or driver.poll() is not None)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    assert driver.returncode == -signal.SIGKILL
+    assert project.registry().versions() == []
+    with caplog.at_level(logging.INFO, logger="kit"):
+        result = train(project, settings(project))
+    assert 1 not in epochs_shown(caplog)
+    assert epochs_shown(caplog)[-1] == 24
+    assert [each.epoch for each in result.epochs] == list(range(1, 25))
+    assert result.version.digest == trained.result.version.digest
+    signatures = [
+        (each.store().fetch(result.version.digest) / "model.sig").read_bytes()
+        for each in (project, trained.project)
+    ]
+    assert signatures[0] == signatures[1]
+
+
+def test_a_killed_worker_is_replaced_and_the_result_is_the_same(
+    lab: Any, trained: Any, tmp_path: Path
+) -> None:
+    project = lab.twin(trained.project, tmp_path / "blobs")
+    killed: list[int] = []
+
+    def kill() -> None:
+        lab.await_event(lambda: has_checkpoint(project))
+        for worker in lab.processes("RayTrainWorker"):
+            killed.append(worker.pid)
+            worker.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    result = train(project, settings(project))
+    killer.join()
+    assert killed
+    assert result.version.digest == trained.result.version.digest
+
+
+def test_a_training_that_diverges_is_refused_once_in_one_sentence(
+    lab: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = with_parameters(lab.twin(trained.project, tmp_path / "blobs"), "{ pause_s = 0.0, bad = true }")
+    builds = tmp_path / "builds"
+    monkeypatch.setenv("KIT_TEST_BUILDS", str(builds))
+    with pytest.raises(InputError, match="the loss of epoch 1 is not finite") as caught:
+        train(project, settings(project))
+    assert "learning_rate" in str(caught.value.hint)
+    assert len(builds.read_text().split()) == 2  # here, and in one worker
+    assert project.registry().versions() == []
+    assert not list((project.state / "train").iterdir())
+
+
+def test_two_workers_decide_alike_and_train_one_model(lab: Any, trained: Any, tmp_path: Path) -> None:
+    project = with_parameters(lab.twin(trained.project, tmp_path / "blobs"), "{ pause_s = 0.0 }")
+    result = train(project, settings(project, workers=2, patience_epochs=3, epochs=60))
+    assert len(result.epochs) == result.best_epoch + 3
+    assert result.metrics["accuracy"] > 0.8
+
+
+def test_more_workers_than_cpus_are_refused(lab: Any, trained: Any, tmp_path: Path) -> None:
+    project = lab.twin(trained.project, tmp_path / "blobs")
+    with pytest.raises(InputError, match="workers = 1000, but the cluster has"):
+        train(project, settings(project, workers=1000))
+
+
+@pytest.mark.parametrize(
+    "forward, message",
+    [
+        ("raise RuntimeError('no such layer')", "no such layer"),
+        ("return self.layers(x)[:, :2]", r"answers 2 rows with \(2, 2\), but \(2, 3\) is needed"),
+        ("return [self.layers(x)]", "answers 2 rows with list"),
+    ],
+)
+def test_a_network_that_cannot_work_is_refused_before_ray_starts(
+    lab: Any, trained: Any, tmp_path: Path, forward: str, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    project = lab.twin(trained.project, tmp_path / "blobs")
+    code = project.folder / "model.py"
+    code.write_text(code.read_text().replace("answer = self.layers(x)", forward))
+    with caplog.at_level(logging.INFO, logger="kit"), pytest.raises(InputError, match=message):
+        train(project, settings(project))
+    assert "starting Ray" not in caplog.text
+
+
+def test_an_interrupt_stops_training_and_everything_it_started(
+    lab: Any, trained: Any, tmp_path: Path
+) -> None:
+    project = lab.twin(trained.project, tmp_path / "blobs")
+    driver = lab.start(project, "train", {})
+    lab.await_event(lambda: has_checkpoint(project) or driver.poll() is not None)
+    driver.send_signal(signal.SIGINT)
+    _, said = driver.communicate(timeout=60)
+    assert "KeyboardInterrupt" in said
+    assert driver.returncode not in (0, None)
+    assert lab.processes() == []

@@ -1,0 +1,319 @@
+"""Jobs on a real Ray cluster with a dashboard of its own, reached over HTTP with its token."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from jobs.cluster import set_environment, shipped
+from jobs.submit import submit
+from kit.errors import InputError, NotFoundError, UnavailableError
+from kit.project import Project
+from kit.settings import SubmitSettings
+from kit.signing import generate_key
+
+pytestmark = pytest.mark.timeout(280)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+KIT_TOML = """
+[project]
+name = "line"
+
+[data]
+path = "rows.parquet"
+label = "side"
+inputs = [{ name = "x", columns = ["a", "b"] }]
+
+[model]
+factory = "model:build"
+
+[train]
+epochs = 2
+golden_rows = 4
+"""
+
+#: The factory tells, in the job's log, what travelled with it.
+MODEL = """
+import sys
+from pathlib import Path
+from torch import nn
+
+
+def build(*, n_classes):
+    for path in sorted(Path(__file__).parent.rglob("*")):
+        print("travelled:", path.relative_to(Path(__file__).parent), file=sys.stderr)
+    return nn.Linear(2, n_classes)
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running cluster of one node.
+
+    Attributes:
+        url: Its dashboard.
+    """
+
+    url: str
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def takes_jobs(url: str) -> bool:
+    set_environment()
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        JobSubmissionClient(url).submit_job(entrypoint="true")
+    except (ConnectionError, RuntimeError):  # nobody listens yet, or no agent is there yet
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    port, dashboard = free_port(), free_port()
+    temporary = tmp_path_factory.mktemp("r")
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+        *("--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}"),
+        *("--num-cpus=2", f"--temp-dir={temporary}", "--disable-usage-stats"),
+        *(f"--ray-client-server-port={free_port()}", "--dashboard-host=127.0.0.1"),
+    ]
+    log = (temporary / "start.log").open("w")
+    process = subprocess.Popen(
+        command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=dict(os.environ)
+    )
+    url = f"http://127.0.0.1:{dashboard}"
+    deadline_s = time.monotonic() + 120
+    while not takes_jobs(url):
+        assert process.poll() is None, (temporary / "start.log").read_text()
+        assert time.monotonic() < deadline_s, (temporary / "start.log").read_text()
+        threading.Event().wait(0.5)
+    yield Cluster(url)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()  # Ray answers SIGTERM only after it has waited for its children
+    process.wait()
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(children, timeout=20)
+    log.close()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    folder = tmp_path_factory.mktemp("projects") / "line"
+    folder.mkdir()
+    (folder / "kit.toml").write_text(KIT_TOML)
+    (folder / "model.py").write_text(MODEL)
+    (folder / ".env").write_text("SECRET=1")
+    (folder / "old.pem").write_text("private")
+    points = np.random.default_rng(0).normal(size=(120, 2)).astype(np.float32)
+    sides = np.where(points.sum(axis=1) > 0, "above", "below").tolist()
+    parquet.write_table(
+        pa.table({"a": points[:, 0], "b": points[:, 1], "side": sides}), folder / "rows.parquet"
+    )
+    opened = Project.open(folder)
+    generate_key(opened.signing_key_path())
+    return opened
+
+
+def settings(project: Project, *command: str, **flags: Any) -> SubmitSettings:
+    return project.command("submit", SubmitSettings, {**flags, "command": list(command)})
+
+
+def refuses(project: Project, match: str, *command: str, **flags: Any) -> InputError:
+    with pytest.raises(InputError, match=match) as caught:
+        submit(project, settings(project, *command, **flags))
+    assert "\n" not in caught.value.message
+    return caught.value
+
+
+def job_log(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "kit.job"]
+
+
+def test_a_submitted_training_registers_here_shows_its_log_and_ships_no_secret(
+    cluster: Cluster, project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="kit")
+    result = submit(project, settings(project, "train", "--promote", address=cluster.url))
+    assert (result.status, result.exit_code) == ("SUCCEEDED", 0), job_log(caplog)
+    assert project.registry().resolve("line@champion").number == 1
+    lines = job_log(caplog)
+    assert any(line.startswith("epoch 2:") for line in lines)
+    travelled = {line.removeprefix("travelled: ") for line in lines if line.startswith("travelled: ")}
+    assert {"kit.toml", "model.py", "rows.parquet"} <= travelled
+    private = (".pem", ".env", ".kit", "registry.db")
+    assert not [name for name in travelled if any(each in name for each in private)]
+
+    caplog.clear()
+    again = submit(project, settings(project, address=cluster.url, attach=result.job_id))
+    assert again == result
+    assert job_log(caplog) == lines
+
+    caplog.clear()
+    output = submit(
+        project,
+        settings(
+            project,
+            *("predict", "line", "--input", "rows.parquet", "--output", "out/a b", "--columns", "a"),
+            address=cluster.url,
+        ),
+    )
+    assert (output.status, output.exit_code) == ("SUCCEEDED", 0), job_log(caplog)
+    part = parquet.read_table(project.folder / "out" / "a b" / "part-00000.parquet")
+    assert part["a"].to_pylist() == parquet.read_table(project.folder / "rows.parquet")["a"].to_pylist()
+
+
+def test_a_failed_job_ends_with_the_exit_code_of_its_command(
+    cluster: Cluster, project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="kit")
+    command = ("predict", "nobody", "--input=rows.parquet", "--output=never")
+    result = submit(project, settings(project, *command, address=cluster.url))
+    assert (result.status, result.exit_code) == ("FAILED", 5)
+    assert any("nobody" in line for line in job_log(caplog))
+
+
+def test_whoever_stops_following_leaves_the_job_running(cluster: Cluster, project: Project) -> None:
+    command = [sys.executable, "-m", "kit", "submit", "--address", cluster.url]
+    words = ["--", "train", "--epochs", "500", "--patience-epochs", "500"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    client = subprocess.Popen(
+        [*command, *words],
+        cwd=project.folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
+    )
+    assert client.stderr is not None
+    said = ""
+    while "travelled" not in said:
+        line = client.stderr.readline()
+        assert line, said
+        said += line
+    client.send_signal(signal.SIGINT)
+    _, rest = client.communicate(timeout=30)
+    assert client.returncode == 130, said + rest
+    job_id = said.partition("submitted ")[2].split()[0]
+    assert f"kit submit --address {cluster.url} --attach {job_id}" in rest
+    assert f"ray job stop --address {cluster.url} {job_id}" in rest
+    running = submit(project, settings(project, address=cluster.url, attach=job_id, wait=False))
+    assert (running.status, running.exit_code) == ("RUNNING", 0)
+    stop = [sys.executable, "-m", "ray.scripts.scripts", "job", "stop", "--address", cluster.url, job_id]
+    subprocess.run(stop, check=True, capture_output=True, timeout=60)
+    stopped = submit(project, settings(project, address=cluster.url, attach=job_id))
+    assert stopped.status == "STOPPED"
+    assert stopped.exit_code != 0
+
+
+def test_an_unknown_job_is_not_found(cluster: Cluster, project: Project) -> None:
+    with pytest.raises(NotFoundError, match="knows no job 'raysubmit_nobody'"):
+        submit(project, settings(project, address=cluster.url, attach="raysubmit_nobody"))
+
+
+def test_a_wrong_token_is_refused_with_what_to_set(cluster: Cluster, project: Project) -> None:
+    client = subprocess.run(
+        [sys.executable, "-m", "kit", "submit", "--address", cluster.url, "--", "train"],
+        cwd=project.folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert client.returncode == 7, client.stderr
+    assert "refuses the token" in client.stderr
+    assert "RAY_AUTH_TOKEN" in client.stderr
+    assert "Traceback" not in client.stderr
+
+
+def test_an_unreachable_cluster_is_reported_in_time(project: Project) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()  # takes connections and never answers
+        for port in (free_port(), silent.getsockname()[1]):
+            started_s = time.monotonic()
+            address = f"http://127.0.0.1:{port}"
+            with pytest.raises(UnavailableError, match=f"no cluster answers at {address}") as caught:
+                submit(project, settings(project, "train", address=address, timeout_s=1.0))
+            assert time.monotonic() - started_s < 10
+            assert caught.value.hint
+
+
+def test_what_is_not_a_ray_dashboard_is_said_to_be_none(project: Project, tmp_path: Path) -> None:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        with pytest.raises(UnavailableError, match="not a Ray dashboard"):
+            submit(project, settings(project, "train", address=address))
+        server.shutdown()
+
+
+def test_only_train_and_predict_run_as_jobs(project: Project) -> None:
+    assert "predict" in str(refuses(project, "'predikt' cannot run as a job", "predikt", "line").hint)
+    refuses(project, "'serve' cannot run as a job", "serve", "line")
+    refuses(project, "no command to submit")
+    refuses(project, "--attach job follows a job", "train", attach="job")
+
+
+@pytest.mark.parametrize("flag", ["--address", "--project"])
+def test_a_job_names_neither_another_cluster_nor_another_project(project: Project, flag: str) -> None:
+    refuses(project, f"train names {flag}", "train", flag, "x")
+    refuses(project, f"train names {flag}", "train", f"{flag}=x")
+
+
+def test_a_cluster_elsewhere_needs_places_it_can_see(project: Project, tmp_path: Path) -> None:
+    away = {"address": "http://192.0.2.1:8265", "python": "/opt/kit/bin/python"}
+    hint = refuses(project, "cannot see the project's state", "train", **away).hint
+    assert "[project]" in str(hint)
+    assert "s3://" in str(hint)
+    folder = tmp_path / "line"
+    shutil.copytree(project.folder, folder, ignore=shutil.ignore_patterns(".kit"))
+    toml = folder / "kit.toml"
+    toml.write_text(KIT_TOML.replace("[data]", f'state = "{tmp_path}/shared"\n\n[data]'))
+    shared = Project.open(folder)
+    predict = ("predict", "line", "--input", "s3://b/in", "--output")
+    refuses(shared, "would lie in the job's own copy", *predict, "out", **away)
+    refuses(shared, "which Python has the kit", "train", address=away["address"])
+    toml.write_text(toml.read_text() + '\n[store]\nuri = "models"\n')
+    refuses(Project.open(folder), "the store 'models' is relative", *predict, "/shared/out", **away)
+
+
+def test_a_signing_key_inside_the_project_does_not_travel(project: Project, tmp_path: Path) -> None:
+    folder = tmp_path / "line"
+    shutil.copytree(project.folder, folder, ignore=shutil.ignore_patterns(".kit"))
+    (folder / "kit.toml").write_text(KIT_TOML + '\n[signing]\nkey = "secret/line.key"\n')
+    other = Project.open(folder)
+    refuses(other, "private keys do not travel", "train")
+    assert "/secret/line.key" in shipped(other)["excludes"]

@@ -1,0 +1,97 @@
+"""Tables on S3: a real server on a real socket."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pyarrow as pa
+import pytest
+from moto.server import ThreadedMotoServer
+from pyarrow import parquet
+
+from kit.errors import InputError, KitError, UnavailableError
+from kit.tables import fingerprint, list_files, read_table
+
+SECRET = "hunter2-secret"
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    return monkeypatch
+
+
+@pytest.fixture
+def folder(endpoint: str, environment: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A local folder, and the same files under s3://tables/a b/."""
+    environment.setenv("AWS_ENDPOINT_URL", endpoint)
+    (tmp_path / "local").mkdir()
+    parquet.write_table(pa.table({"n": [1, 2]}), tmp_path / "local" / "a.parquet")
+    (tmp_path / "local" / "b.csv").write_text("n\n3\n")
+    bucket = boto3.session.Session().resource("s3").create_bucket(Bucket="tables")
+    for path in (tmp_path / "local").iterdir():
+        bucket.upload_file(str(path), f"a b/{path.name}")
+    yield tmp_path / "local"
+    bucket.objects.all().delete()
+    bucket.delete()
+
+
+def refusal(uri: str) -> KitError:
+    with pytest.raises(KitError) as caught:
+        read_table(uri)
+    assert SECRET not in f"{caught.value} {caught.value.hint}"
+    return caught.value
+
+
+def test_a_folder_on_s3_reads_like_a_local_one(folder: Path) -> None:
+    for uri in ("s3://tables/a b", "s3://tables/a b/"):
+        assert read_table(uri).equals(read_table(str(folder)))
+        assert [file.name for file in list_files(uri)] == ["a.parquet", "b.csv"]
+        assert fingerprint(uri) == fingerprint(str(folder))
+    assert read_table("s3://tables/a b/b.csv").column("n").to_pylist() == [3]
+    assert read_table("s3://tables/a b/a.parquet", columns=["n"]).num_rows == 2
+
+
+def test_a_bucket_or_a_key_that_is_not_there_is_named(folder: Path) -> None:
+    assert "s3://nowhere/a.csv" in refusal("s3://nowhere/a.csv").message
+    assert refusal("s3://tables/nothing").message == "s3://tables/nothing does not exist"
+    for uri in ("s3://", "s3:///a.csv", "s3://tables//a.csv", "s3://UPPER_case/a.csv"):
+        assert refusal(uri).message
+
+
+def test_without_credentials_the_hint_names_them(endpoint: str, environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("AWS_ENDPOINT_URL", endpoint)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        environment.delenv(name)
+    error = refusal("s3://tables/a.csv")
+    assert isinstance(error, (UnavailableError, InputError))
+    assert error.message.startswith("s3://tables/a.csv")
+
+
+def test_a_server_that_does_not_answer_is_unavailable(environment: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:  # bound, not listening: every connection is refused
+        taken.bind(("127.0.0.1", 0))
+        environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        error = refusal("s3://tables/a.csv")
+    assert isinstance(error, UnavailableError)
+    assert error.hint

@@ -1,0 +1,207 @@
+"""The training loop without Ray: what it does to weights, and what a factory may not do."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.fit import FitConfig, _Trainer, build_network, check_network
+from kit.errors import InputError, ProjectError
+from kit.project import Project
+
+KIT_TOML = """
+[project]
+name = "line"
+
+[data]
+path = "rows.parquet"
+label = "side"
+inputs = [{ name = "x", columns = ["a", "b"] }]
+
+[model]
+factory = "model:build"
+parameters = { %s }
+"""
+
+
+def config(**changes: Any) -> FitConfig:
+    values = {
+        "folder": "nowhere",
+        "n_classes": 2,
+        "epochs": 6,
+        "batch_size": 8,
+        "learning_rate": 0.05,
+        "weight_decay": 0.0,
+        "patience_epochs": 6,
+        "seed": 0,
+        "threads": 1,
+    }
+    return FitConfig(**{**values, **changes})
+
+
+def arrays(n_rows: int = 50) -> dict[str, np.ndarray]:
+    x = np.random.default_rng(0).normal(size=(n_rows + 10, 2)).astype(np.float32)
+    y = (x.sum(axis=1) > 0).astype(np.int64)
+    return {"train_x": x[:-10], "train_y": y[:-10], "validation_x": x[-10:], "validation_y": y[-10:]}
+
+
+def trainer(*, chosen: FitConfig | None = None, network: Any = None, n_rows: int = 50) -> _Trainer:
+    torch.manual_seed(0)
+    network = network or torch.nn.Sequential(torch.nn.Dropout(0.3), torch.nn.Linear(2, 2))
+    return _Trainer(network, chosen or config(), arrays(n_rows), device=torch.device("cpu"), rank=0, world=1)
+
+
+def run(each: _Trainer, folder: Path, *, interval_s: float = 3600.0) -> tuple[list[int], list[int]]:
+    """Run a trainer that checkpoints into a folder.
+
+    Returns:
+        The epochs that were heard, and those after which it was kept.
+    """
+    heard: list[int] = []
+    kept: list[int] = []
+
+    def keep() -> None:
+        kept.append(len(each.progress.epochs))
+        each.save(folder)
+
+    each.run(hear=lambda figures: heard.append(figures["epoch"]), keep=keep, interval_s=interval_s)
+    return heard, kept
+
+
+class Folder:
+    """A checkpoint that lies in a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def as_directory(self) -> Folder:
+        return self
+
+    def __enter__(self) -> str:
+        return str(self.path)
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def weights(each: _Trainer) -> dict[str, np.ndarray]:
+    return {name: value.numpy().copy() for name, value in each.best.items()}
+
+
+def test_every_epoch_is_heard_and_the_last_one_is_kept(tmp_path: Path) -> None:
+    each = trainer()
+    assert run(each, tmp_path) == ([1, 2, 3, 4, 5, 6], [6])
+    assert each.progress.epochs[-1].train_loss < each.progress.epochs[0].train_loss
+
+
+def test_a_resumed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
+    whole = trainer()
+    run(whole, tmp_path)
+    half = trainer(chosen=config(epochs=3))
+    run(half, tmp_path)
+    again = trainer()
+    again.resume(Folder(tmp_path))
+    assert run(again, tmp_path) == ([4, 5, 6], [6])
+    assert again.progress == whole.progress
+    assert weights(again).keys() == weights(whole).keys()
+    for name, value in weights(whole).items():
+        np.testing.assert_array_equal(weights(again)[name], value)
+
+
+def test_a_checkpoint_is_kept_when_the_interval_has_passed(tmp_path: Path) -> None:
+    assert run(trainer(), tmp_path, interval_s=0.0)[1] == [1, 2, 3, 4, 5, 6]
+
+
+def test_patience_ends_training_with_the_best_weights(tmp_path: Path) -> None:
+    each = trainer(chosen=config(epochs=200, patience_epochs=2, learning_rate=1.0))
+    run(each, tmp_path)
+    losses = [epoch.validation_loss for epoch in each.progress.epochs]
+    assert len(losses) == each.progress.best_epoch + 2
+    assert losses[each.progress.best_epoch - 1] == min(losses)
+
+
+def test_a_finished_training_that_is_resumed_does_nothing(tmp_path: Path) -> None:
+    run(trainer(), tmp_path)
+    again = trainer()
+    again.resume(Folder(tmp_path))
+    assert run(again, tmp_path) == ([], [])
+
+
+def test_divergence_names_the_epoch_and_the_learning_rate(tmp_path: Path) -> None:
+    class Broken(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * math.nan
+
+    with pytest.raises(InputError, match="loss of epoch 1 is not finite") as caught:
+        run(trainer(network=Broken(2, 2)), tmp_path)
+    assert "learning_rate (now 0.05)" in str(caught.value.hint)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_single_leftover_row_is_skipped_for_batch_normalisation(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    each = trainer(network=network, n_rows=49, chosen=config(epochs=1, batch_size=16))
+    run(each, tmp_path)
+    assert math.isfinite(each.progress.epochs[0].train_loss)
+
+
+def project(folder: Path, *, code: str, parameters: str = "") -> Project:
+    (folder / "kit.toml").write_text(KIT_TOML % parameters)
+    (folder / "model.py").write_text(code)
+    return Project.open(folder)
+
+
+LINEAR = "from torch import nn\n\n\ndef build(*, n_classes, width=3):\n    return nn.Linear(2, n_classes)\n"
+
+
+@pytest.mark.parametrize(
+    "code, parameters, message, hint",
+    [
+        (LINEAR, "widht = 4", "takes no parameter 'widht'", "did you mean 'width'"),
+        ("build = 3", "", "is a int, not a function", None),
+        ("def build():\n    return 3", "", "returned a int", "torch.nn.Module"),
+        ("def build():\n    1 / 0", "", "failed: ZeroDivisionError", "correct the function"),
+        ("def other():\n    pass", "", "has no 'build'", "it defines other"),
+        ("import nothing_like_this", "", "cannot be imported", "check model.py"),
+    ],
+)
+def test_a_factory_that_cannot_work_is_named(
+    tmp_path: Path, code: str, parameters: str, message: str, hint: str | None
+) -> None:
+    with pytest.raises(ProjectError, match=message) as caught:
+        build_network(project(tmp_path, code=code, parameters=parameters), n_features=2, n_classes=2)
+    assert hint is None or hint in str(caught.value.hint)
+
+
+def test_a_factory_gets_what_it_asks_for(tmp_path: Path) -> None:
+    network = build_network(project(tmp_path, code=LINEAR), n_features=2, n_classes=5)
+    assert network.out_features == 5
+
+
+ROWS = np.zeros((2, 2), dtype=np.float32)
+
+
+def test_a_network_with_the_right_answers_passes() -> None:
+    check_network(torch.nn.Linear(2, 3), rows=ROWS, n_classes=3)
+    check_network(torch.nn.Linear(2, 1), rows=ROWS, n_classes=0)
+    check_network(torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Flatten(0)), rows=ROWS, n_classes=0)
+
+
+@pytest.mark.parametrize(
+    "n_inputs, n_outputs, n_classes, message",
+    [
+        (5, 3, 3, r"cannot read rows of shape \[2\]"),
+        (2, 4, 3, r"\(2, 4\), but \(2, 3\) is needed"),
+        (2, 2, 0, r"\(2, 2\), but \(2, 1\) is needed"),
+    ],
+)
+def test_a_network_of_the_wrong_shape_is_refused(
+    n_inputs: int, n_outputs: int, n_classes: int, message: str
+) -> None:
+    with pytest.raises(ProjectError, match=message):
+        check_network(torch.nn.Linear(n_inputs, n_outputs), rows=ROWS, n_classes=n_classes)

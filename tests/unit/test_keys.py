@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from kit.errors import ConflictError, NotFoundError
+from kit.keys import keys
+from kit.project import Project
+from kit.settings import KeysSettings
+from kit.signing import sign, verify
+
+
+@pytest.fixture
+def project(tmp_path: Path, project_templates: Mapping[str, Path]) -> Project:
+    shutil.copytree(project_templates["digits"], tmp_path / "digits")
+    return Project.open(tmp_path / "digits")
+
+
+def test_init_makes_a_pair_that_signs_and_is_trusted(project: Project) -> None:
+    made = keys(project, KeysSettings(action="init"))
+    assert made.created
+    assert made.private == project.state / "keys" / "signing.pem"
+    assert made.private.stat().st_mode & 0o777 == 0o600
+    assert made.public.read_bytes() in project.trusted()
+    signature = sign({"a": "0" * 64}, name="toy", key=project.signing_key())
+    assert verify(signature, trusted=project.trusted()).key_id == made.key_id
+
+
+def test_show_says_which_key_there_is(project: Project) -> None:
+    made = keys(project, KeysSettings(action="init"))
+    shown = keys(project, KeysSettings(action="show"))
+    assert not shown.created
+    assert (shown.key_id, shown.private, shown.public) == (made.key_id, made.private, made.public)
+
+
+def test_a_key_is_never_overwritten(project: Project) -> None:
+    private = keys(project, KeysSettings(action="init")).private
+    before = private.read_bytes()
+    with pytest.raises(ConflictError, match=r"signing\.pem"):
+        keys(project, KeysSettings(action="init"))
+    assert private.read_bytes() == before
+
+
+def test_show_without_a_key_says_how_to_make_one(project: Project) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        keys(project, KeysSettings(action="show"))
+    assert caught.value.hint == "make one: kit keys init"

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit.errors import ConflictError, InputError, NotFoundError, VerificationError
+from kit.model_version import Parts, write_model_version
+from kit.models import ModelsResult, models
+from kit.project import Project
+from kit.settings import ModelsSettings
+
+
+@pytest.fixture
+def project(digits_project: Project, tiny_parts: Parts, tmp_path: Path) -> Project:
+    """A project with the versions tiny@1, tiny@2 and tiny@3."""
+    for number in (1, 2, 3):
+        folder = tmp_path / f"version-{number}"
+        parts = replace(tiny_parts, manifest={"metrics": {"accuracy": number / 10}})
+        digest = write_model_version(parts, folder=folder, key=digits_project.signing_key())
+        uri = digits_project.store().put(folder, digest=digest)
+        digits_project.registry().register("tiny", digest=digest, uri=uri, summary=parts.manifest["metrics"])
+    return digits_project
+
+
+def run(project: Project, action: str, reference: str | None = None, **more: Any) -> ModelsResult:
+    return models(project, ModelsSettings.model_validate({"action": action, "reference": reference, **more}))
+
+
+def stored(project: Project, number: int, name: str) -> Path:
+    return project.store().fetch(project.registry().resolve(f"tiny@{number}").digest) / name
+
+
+def test_list_shows_every_version(project: Project) -> None:
+    assert [(record.model, record.number) for record in run(project, "list").versions] == [
+        ("tiny", 1),
+        ("tiny", 2),
+        ("tiny", 3),
+    ]
+    assert len(run(project, "list", "tiny").versions) == 3
+    with pytest.raises(NotFoundError, match="there is no model 'tyni'"):
+        run(project, "list", "tyni")
+
+
+def test_list_without_models_is_empty(digits_project: Project) -> None:
+    assert run(digits_project, "list").versions == ()
+    assert run(digits_project, "log").events == ()
+    assert run(digits_project, "verify").checked == ("log",)
+
+
+def test_show_reads_the_verified_manifest(project: Project) -> None:
+    result = run(project, "show", "tiny@2")
+    assert [record.number for record in result.versions] == [2]
+    assert result.manifest["metrics"] == {"accuracy": 0.2}
+
+
+def test_promote_and_rollback_move_the_alias(project: Project) -> None:
+    assert run(project, "promote", "tiny@1").versions[0].aliases == ("champion",)
+    assert run(project, "promote", "tiny@3").versions[0].number == 3
+    assert run(project, "rollback", "tiny").versions[0].number == 1
+    assert run(project, "promote", "tiny@2", alias="candidate").versions[0].aliases == ("candidate",)
+    assert run(project, "show", "tiny").versions[0].number == 1
+
+
+def test_promote_moves_only_from_the_expected_digest(project: Project) -> None:
+    run(project, "promote", "tiny@1")
+    expect = project.registry().resolve("tiny@2").digest
+    with pytest.raises(ConflictError):
+        run(project, "promote", "tiny@3", expect=expect)
+    run(project, "promote", "tiny@3", expect=project.registry().resolve("tiny@1").digest)
+    assert project.registry().resolve("tiny").number == 3
+
+
+def test_a_damaged_version_is_not_promoted(project: Project) -> None:
+    stored(project, 2, "model.onnx").write_bytes(b"other")
+    with pytest.raises(VerificationError, match=r"'model\.onnx'"):
+        run(project, "promote", "tiny@2")
+    with pytest.raises(NotFoundError, match="has no champion"):
+        project.registry().resolve("tiny")
+
+
+def test_log_tells_what_happened(project: Project) -> None:
+    run(project, "promote", "tiny@1")
+    assert [event.kind for event in run(project, "log", "tiny").events] == ["register"] * 3 + ["promote"]
+
+
+def test_verify_checks_the_log_and_every_byte(project: Project) -> None:
+    assert run(project, "verify").checked == ("log", "tiny@1", "tiny@2", "tiny@3")
+    assert run(project, "verify", "tiny@2").checked == ("log", "tiny@2")
+    stored(project, 3, "profile.json").write_bytes(b"{}")
+    with pytest.raises(VerificationError, match=r"'profile\.json'"):
+        run(project, "verify")
+    assert run(project, "verify", "tiny@1").checked == ("log", "tiny@1")
+
+
+def test_verify_and_log_refuse_a_log_somebody_edited(project: Project) -> None:
+    with sqlite3.connect(project.registry().path) as db:
+        db.execute("DROP TRIGGER events_update")
+        db.execute("UPDATE events SET at_ns = 0 WHERE seq = 2")
+    db.close()
+    for action in ("verify", "log"):
+        with pytest.raises(VerificationError, match="event 2 in the log"):
+            run(project, action)
+
+
+def test_verify_refuses_a_version_signed_under_another_name(project: Project) -> None:
+    record = project.registry().resolve("tiny@1")
+    project.registry().register("other", digest=record.digest, uri=record.uri, summary={})
+    with pytest.raises(VerificationError, match="other@1 was signed as 'tiny'"):
+        run(project, "verify")
+
+
+@pytest.mark.parametrize("action", ["show", "promote", "rollback"])
+def test_an_action_on_a_version_needs_one(digits_project: Project, action: str) -> None:
+    with pytest.raises(InputError, match=f"kit models {action} needs a model") as caught:
+        run(digits_project, action)
+    assert caught.value.hint == f"name it: kit models {action} digits"

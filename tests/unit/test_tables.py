@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import csv, parquet
+
+from kit.errors import InputError
+from kit.signature import Signature, TensorSpec
+from kit.tables import fingerprint, list_files, read_table, to_tensors
+
+ROWS = {"größe in cm": [1.5, None, 3.0], "name": ["a", None, "ü, \n"], "n": [1, 2, 3]}
+TABLE = pa.table(ROWS)
+SIGNATURE = Signature(
+    "",
+    (
+        TensorSpec("size", "float32", (-1, 1), ("größe in cm",), nullable=True),
+        TensorSpec("name", "string", (-1, 1), ("name",), nullable=True),
+        TensorSpec("n", "int64", (-1,), ("n",)),
+    ),
+    (),
+)
+
+
+def write(table: pa.Table, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        parquet.write_table(table, path)
+    elif path.suffix == ".csv":
+        csv.write_csv(table, path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()), encoding="utf-8")
+    return path
+
+
+def spec(dtype: str = "float32", *shape: int, nullable: bool = False) -> Signature:
+    return Signature("", (TensorSpec("x", dtype, (-1, *shape), ("a",), nullable=nullable),), ())
+
+
+def tensor(column: Any, signature: Signature) -> np.ndarray:
+    return to_tensors(pa.table({"a": column}), signature)["x"]
+
+
+# reading
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_every_format_gives_the_same_tensors(tmp_path: Path, suffix: str) -> None:
+    table = read_table(str(write(TABLE, tmp_path / f"ein name{suffix}")))
+    tensors = to_tensors(table, SIGNATURE)
+    np.testing.assert_array_equal(tensors["size"], np.array([[1.5], [np.nan], [3.0]], dtype=np.float32))
+    assert tensors["name"].tolist() == [["a"], [""], ["ü, \n"]]
+    assert tensors["n"].tolist() == [1, 2, 3]
+
+
+def test_a_folder_is_one_table_in_the_order_of_its_names(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    for name, first in (("b.parquet", 10), ("a.csv", 0), ("c/d.jsonl", 20)):
+        write(pa.table({"n": [first, first + 1]}), folder / name)
+    for hidden in (".ds.csv", "_SUCCESS.csv", "_temporary/x.csv", "readme.txt"):
+        write(pa.table({"n": [99]}), (folder / hidden).with_suffix(".csv"))
+        (folder / hidden).with_suffix(".csv").rename(folder / hidden)
+    assert [file.name for file in list_files(str(folder))] == ["a.csv", "b.parquet", "c/d.jsonl"]
+    for uri in (str(folder), f"{folder}/"):
+        assert read_table(uri).column("n").to_pylist() == [0, 1, 10, 11, 20, 21]
+
+
+def test_only_the_wanted_columns_are_read(tmp_path: Path) -> None:
+    for suffix in (".parquet", ".csv"):
+        path = str(write(TABLE, tmp_path / f"t{suffix}"))
+        assert read_table(path, columns=["n"]).column_names == ["n"]
+        with pytest.raises(InputError, match="has no column 'naem'") as caught:
+            read_table(path, columns=["naem"])
+        assert "did you mean 'name'?" in str(caught.value.hint)
+
+
+def test_files_with_different_columns_are_refused(tmp_path: Path) -> None:
+    write(pa.table({"n": [1]}), tmp_path / "a.parquet")
+    write(pa.table({"n": ["x"]}), tmp_path / "b.parquet")
+    with pytest.raises(InputError, match="do not have the same columns"):
+        read_table(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name,content,message",
+    [
+        ("a.csv", b"", r"a\.csv cannot be read as csv"),
+        ("a.csv", b"a,b\n1\n", r"a\.csv cannot be read as csv"),
+        ("a.csv", b"a,a\n1,2\n", r"a\.csv has the column 'a' more than once"),
+        ("a.jsonl", b"{", r"a\.jsonl cannot be read as jsonl"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "x"}\n', r"a\.jsonl cannot be read as jsonl"),
+        ("a.parquet", b"PAR1", r"a\.parquet.* cannot be read"),
+        ("a.parquet", b"no parquet at all", r"a\.parquet.* cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_table(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "uri,message",
+    [
+        ("nowhere.csv", "does not exist"),
+        ("empty", "holds no table"),
+        ("a.txt", "holds no table"),
+        ("http://host/a.csv", "is neither a path nor an s3:// address"),
+        ("s3://bucket/a.csv?region=x", "holds a '\\?'"),
+    ],
+)
+def test_a_place_without_a_table_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(InputError, match=message):
+        read_table(uri)
+
+
+def test_a_fingerprint_changes_with_a_byte_and_not_with_the_place(tmp_path: Path) -> None:
+    for place in ("one", "two"):
+        write(TABLE, tmp_path / place / "a.csv")
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    assert fingerprint(one) == fingerprint(two)
+    data = (tmp_path / "two" / "a.csv").read_bytes()
+    (tmp_path / "two" / "a.csv").write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
+    assert fingerprint(one) != fingerprint(two)
+
+
+# columns
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([[1.0, 2.0], [3.0, 4.0]]),
+        pa.array([[1, 2], [3, 4]], pa.large_list(pa.int16())),
+        pa.array([[1, 2], [3, 4]], pa.list_(pa.float32(), 2)),
+        pa.chunked_array([[[1, 2]], [[3, 4]]]),
+        pa.array([[0, 0], [1, 2], [3, 4]], pa.list_(pa.int64(), 2))[1:],
+        pa.array(["[1, 2]", "[3, 4]"]),
+    ],
+)
+def test_lists_become_rows(column: Any) -> None:
+    assert tensor(column, spec("float32", 2)).tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["a", None, "b"]).dictionary_encode(),
+        pa.chunked_array([pa.array(["a", None]).dictionary_encode(), pa.array(["b"]).dictionary_encode()]),
+        pa.array(["a", None, "b"], pa.large_string()),
+    ],
+)
+def test_strings_come_in_every_encoding(column: Any) -> None:
+    assert tensor(column, spec("string", nullable=True)).tolist() == ["a", "", "b"]
+
+
+def test_a_column_of_nulls_alone_is_missing_values() -> None:
+    assert np.isnan(tensor(pa.nulls(2), spec(nullable=True))).all()
+    assert tensor(pa.nulls(2), spec("string", nullable=True)).tolist() == ["", ""]
+
+
+@pytest.mark.parametrize(
+    "column,signature,message",
+    [
+        (pa.array([1, None]), spec("int64"), "column 'a', row 1: a value is missing"),
+        (pa.array([True, None]), spec("bool"), "column 'a', row 1: a value is missing"),
+        (pa.array([1.0, None]), spec(), "input 'x', row 1: a value is missing"),
+        (pa.array(["1", "x"]), spec(), "column 'a', row 0: '1' is not a number"),
+        (pa.array([1, 2]), spec("string"), "input 'x', row 0: 1 is a int, not a string"),
+        (pa.array([1.5]), spec("int64"), "column 'a', row 0: 1.5 is not a whole int64"),
+        (pa.array([0], pa.timestamp("s")), spec(), r"column 'a' holds values of type timestamp\[s\]"),
+        (pa.array([b"x"]), spec("string"), "column 'a' holds values of type binary"),
+        (pa.array([[1, 2], None]), spec("float32", 2), "column 'a', row 1: a value is missing"),
+        (pa.array([[1, 2], [3]]), spec("float32", 2), "column 'a', row 1: 1 values where row 0 has 2"),
+        (pa.array([[1, 2]]), spec("float32", 3), "column 'a' does not hold 3 values in every row"),
+        (pa.array([[1, None]]), spec("float32", 2), "input 'x', row 0: a value is missing"),
+        (pa.array([[[1], [2]]]), spec("float32", 2), "column 'a' holds values of type object"),
+    ],
+)
+def test_a_column_that_does_not_fit_is_refused(column: Any, signature: Signature, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tensor(column, signature)
+
+
+def test_a_missing_column_comes_with_what_is_there() -> None:
+    with pytest.raises(InputError, match="column 'name' is missing") as caught:
+        to_tensors(TABLE.rename_columns(["größe in cm", "nmae", "n"]), SIGNATURE)
+    assert "did you mean 'nmae'?" in str(caught.value.hint)
+
+
+def test_a_table_without_rows_gives_empty_tensors(tmp_path: Path) -> None:
+    for suffix in (".parquet", ".csv"):
+        table = read_table(str(write(TABLE.slice(0, 0), tmp_path / f"t{suffix}")))
+        assert {name: a.shape for name, a in to_tensors(table, SIGNATURE).items()} == {
+            "size": (0, 1),
+            "name": (0, 1),
+            "n": (0,),
+        }
+    assert tensor(pa.array([], pa.list_(pa.float32())), spec("float32", 2)).shape == (0, 2)
