@@ -52,7 +52,7 @@ def init(settings: InitSettings) -> InitResult:
         raise ConflictError(f"{folder} exists", hint="choose another name, or remove the folder")
     table = _digits() if settings.template == "digits" else _tabular()
     template = resources.files("kit") / "templates" / settings.template
-    columns = [name for name in table.column_names if name not in ("diagnosis", "size_group")]
+    columns = [name for name in table.column_names if name not in ("id", "diagnosis", "size_group")]
     listed = "\n".join(
         "    " + " ".join(f'"{name}",' for name in columns[start : start + 3])
         for start in range(0, len(columns), 3)

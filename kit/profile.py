@@ -65,7 +65,10 @@ def _edges(low: float, high: float) -> np.ndarray:
     edges = edges[(edges >= low) & (edges <= high)]
     if len(edges) < 2 or edges[0] > low or edges[-1] < high:
         edges = np.unique([low, *edges, high])
-    return edges if len(edges) > 1 else np.array([np.nextafter(low, -np.inf), np.nextafter(high, np.inf)])
+    if len(edges) > 1:
+        return edges
+    largest = np.finfo(np.float64).max
+    return np.array([np.nextafter(low, -largest), np.nextafter(high, largest)])
 
 
 def _finite(measure: Callable[[np.ndarray], Any], values: np.ndarray) -> float | None:

@@ -7,10 +7,11 @@ pyarrow. What a value may be is the signature's business.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kit.errors import InputError, MissingDependencyError, UnavailableError, nearest
 from kit.files import digest_of
@@ -66,10 +67,31 @@ def open_file_system(uri: str) -> tuple[fs.FileSystem, str]:
                 f"{uri!r} holds a '?'; a table's address has no query",
                 hint="set AWS_ENDPOINT_URL and AWS_REGION in the environment instead",
             )
-        return fs.S3FileSystem(connect_timeout=5, request_timeout=30), uri.removeprefix("s3://")
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        if not bucket or key.startswith("/"):
+            raise InputError(f"{uri!r} names no bucket and key", hint="write s3://bucket/folder/file")
+        scheme, endpoint = _s3_endpoint()
+        system = fs.S3FileSystem(
+            endpoint_override=endpoint, scheme=scheme, connect_timeout=5, request_timeout=30
+        )
+        return system, f"{bucket}/{key}".rstrip("/")
     if "://" in uri:
         raise InputError(f"{uri!r} is neither a path nor an s3:// address")
     return fs.LocalFileSystem(), str(Path(uri).expanduser())
+
+
+def _s3_endpoint() -> tuple[Literal["http", "https"], str | None]:
+    """Read the variables boto3 reads; pyarrow's S3FileSystem looks at neither."""
+    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not url:
+        return "https", None
+    scheme, _, host = url.partition("://")
+    if scheme not in ("http", "https") or not host:  # not shown: it may hold a password
+        raise InputError(
+            "the S3 endpoint that was configured is not a URL",
+            hint="set AWS_ENDPOINT_URL to http(s)://host:port",
+        )
+    return "http" if scheme == "http" else "https", host.rstrip("/")
 
 
 def list_files(uri: str) -> tuple[TableFile, ...]:

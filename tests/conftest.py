@@ -257,19 +257,18 @@ def project_templates(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, 
 
 
 @pytest.fixture
-def digits_project(tmp_path: Path, project_templates: Mapping[str, Path]) -> Project:
-    """A digits project of one's own, with a signing key."""
+def digits_project(tmp_path: Path, project_templates: Mapping[str, Path]) -> Path:
+    """The folder of a digits project of one's own, with a signing key."""
     return _own_project(project_templates["digits"], tmp_path / "digits")
 
 
 @pytest.fixture
-def tabular_project(tmp_path: Path, project_templates: Mapping[str, Path]) -> Project:
-    """A tabular project of one's own, with a signing key."""
+def tabular_project(tmp_path: Path, project_templates: Mapping[str, Path]) -> Path:
+    """The folder of a tabular project of one's own, with a signing key."""
     return _own_project(project_templates["tabular"], tmp_path / "tabular")
 
 
-def _own_project(template: Path, folder: Path) -> Project:
+def _own_project(template: Path, folder: Path) -> Path:
     shutil.copytree(template, folder)
-    project = Project.open(folder)
-    signing.generate_key(project.signing_key_path())
-    return project
+    signing.generate_key(Project.open(folder).signing_key_path())
+    return folder

@@ -82,8 +82,8 @@ def _run(folder: Path, *, device_python: str) -> tuple[list[Place], Project]:
     _kit(folder, "train", "--promote")
     project = Project.open(folder)
     rows = _held_out(project)
-    labels = load(project).test.labels
-    tensors = load(project).test.tensors
+    test = load(project).test
+    labels, tensors = test.labels, test.tensors
     _, version = project.open_version("digits")
     float_labels = _float_answers(version.folder / "model.pt2", tensors)
 
@@ -107,9 +107,14 @@ def _run(folder: Path, *, device_python: str) -> tuple[list[Place], Project]:
             size_bytes=onnx_bytes,
             latency_ms=_latency_ms(lambda row: onnx.run(row), tensors),
         ),
-        place("batch (Ray)", _batch(folder, rows, version.signature), size_bytes=onnx_bytes, latency_ms=None),
+        place(
+            "batch (Ray)",
+            _batch(folder, version.signature)[test.rows],
+            size_bytes=onnx_bytes,
+            latency_ms=None,
+        ),
     ]
-    answered, latency_ms = _http(project, rows, tensors)
+    answered, latency_ms = _http(project, tensors)
     places.append(place("HTTP (Ray Serve)", answered, size_bytes=onnx_bytes, latency_ms=latency_ms))
     _kit(folder, "export", "digits")
     for target in ("litert-int8", "openvino-int8"):
@@ -133,14 +138,10 @@ def _run_shown(words: list[str], folder: Path, *, shown: str) -> None:
 
 
 def _held_out(project: Project) -> Path:
-    """Write the held-out rows as a table for the batch, and as JSON Lines for the device."""
-    from pyarrow import parquet
-
-    held_out = held_out_table(project)
-    path = project.folder / "data" / "held_out.parquet"
-    parquet.write_table(held_out, path)
-    lines = (json.dumps(row) for row in held_out.to_pylist())
-    path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n")
+    """Write the held-out rows as JSON Lines, which a device reads."""
+    path = project.folder / "data" / "held_out.jsonl"
+    lines = (json.dumps(row) for row in held_out_table(project).to_pylist())
+    path.write_text("\n".join(lines) + "\n")
     return path
 
 
@@ -153,20 +154,12 @@ def _float_answers(program: Path, tensors: Tensors) -> np.ndarray:
     return np.asarray(logits.argmax(dim=1))
 
 
-def _batch(folder: Path, rows: Path, signature: Signature) -> np.ndarray:
+def _batch(folder: Path, signature: Signature) -> np.ndarray:
+    """Predict the whole table; the answers are in its order."""
     from kit.tables import read_table
 
-    _kit(
-        folder,
-        "predict",
-        "digits",
-        "--input",
-        f"data/{rows.name}",
-        "--output",
-        "predictions",
-        "--columns",
-        "id",
-    )
+    words = ["--input", "data/digits.parquet", "--output", "predictions", "--columns", "id"]
+    _kit(folder, "predict", "digits", *words)
     return _indices(read_table(str(folder / "predictions")).column("label").to_pylist(), signature)
 
 
@@ -175,13 +168,13 @@ def _indices(names: list[object], signature: Signature) -> np.ndarray:
     return np.array([position[name] for name in names])  # type: ignore[index]  # class names, from our own answers
 
 
-def _http(project: Project, rows: Path, tensors: Tensors) -> tuple[np.ndarray, float]:
+def _http(project: Project, tensors: Tensors) -> tuple[np.ndarray, float]:
     from kit.query import connect, infer
 
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     with _serving(project.folder, port=port):
-        _kit(project.folder, "query", "digits", "--input", f"data/{rows.name}", "--url", url)
+        _kit(project.folder, "query", "digits", "--input", "data/digits.parquet", "--url", url)
         key = (project.state / "serve" / "key").read_text().strip()
 
         with connect(url, key=key, timeout_s=10) as client:
@@ -226,7 +219,7 @@ def _device(
     bundle, device = f"bundles/digits-{target}.bundle", f"device-{target}"
     _kit(folder, "flash", bundle, f"path:{device}")
     answers = folder / f"answers-{target}.jsonl"
-    words = ["predict", device, "--input", f"data/{rows.stem}.jsonl", "--output", answers.name]
+    words = ["predict", device, "--input", f"data/{rows.name}", "--output", answers.name]
     _run_shown(
         [python, "-m", "edge.agent", *words], folder, shown=f"python -m edge.agent {shlex.join(words)}"
     )

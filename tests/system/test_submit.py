@@ -25,10 +25,11 @@ import pytest
 from pyarrow import parquet
 
 from jobs.cluster import set_environment, shipped
+from jobs.predict import predict
 from jobs.submit import submit
 from kit.errors import InputError, NotFoundError, UnavailableError
 from kit.project import Project
-from kit.settings import SubmitSettings
+from kit.settings import PredictSettings, SubmitSettings
 from kit.signing import generate_key
 
 pytestmark = pytest.mark.timeout(280)
@@ -72,9 +73,11 @@ class Cluster:
 
     Attributes:
         url: Its dashboard.
+        address: Where drivers join it.
     """
 
     url: str
+    address: str
 
 
 def free_port() -> int:
@@ -114,7 +117,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         assert process.poll() is None, (temporary / "start.log").read_text()
         assert time.monotonic() < deadline_s, (temporary / "start.log").read_text()
         threading.Event().wait(0.5)
-    yield Cluster(url)
+    yield Cluster(url, f"127.0.0.1:{port}")
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()  # Ray answers SIGTERM only after it has waited for its children
     process.wait()
@@ -189,6 +192,19 @@ def test_a_submitted_training_registers_here_shows_its_log_and_ships_no_secret(
     assert (output.status, output.exit_code) == ("SUCCEEDED", 0), job_log(caplog)
     part = parquet.read_table(project.folder / "out" / "a b" / "part-00000.parquet")
     assert part["a"].to_pylist() == parquet.read_table(project.folder / "rows.parquet")["a"].to_pylist()
+
+
+def test_a_command_joins_the_cluster_that_address_names(
+    cluster: Cluster, project: Project, tmp_path: Path
+) -> None:
+    flags = {
+        "model": "line",
+        "input": "rows.parquet",
+        "output": str(tmp_path / "out"),
+        "address": cluster.address,
+    }
+    result = predict(project, project.command("predict", PredictSettings, flags))
+    assert result.rows_in == result.rows_out == 120
 
 
 def test_a_failed_job_ends_with_the_exit_code_of_its_command(
@@ -303,11 +319,11 @@ def test_a_cluster_elsewhere_needs_places_it_can_see(project: Project, tmp_path:
     toml = folder / "kit.toml"
     toml.write_text(KIT_TOML.replace("[data]", f'state = "{tmp_path}/shared"\n\n[data]'))
     shared = Project.open(folder)
-    predict = ("predict", "line", "--input", "s3://b/in", "--output")
-    refuses(shared, "would lie in the job's own copy", *predict, "out", **away)
+    words = ("predict", "line", "--input", "s3://b/in", "--output")
+    refuses(shared, "would lie in the job's own copy", *words, "out", **away)
     refuses(shared, "which Python has the kit", "train", address=away["address"])
     toml.write_text(toml.read_text() + '\n[store]\nuri = "models"\n')
-    refuses(Project.open(folder), "the store 'models' is relative", *predict, "/shared/out", **away)
+    refuses(Project.open(folder), "the store 'models' is relative", *words, "/shared/out", **away)
 
 
 def test_a_signing_key_inside_the_project_does_not_travel(project: Project, tmp_path: Path) -> None:

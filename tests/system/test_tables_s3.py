@@ -79,6 +79,12 @@ def test_a_bucket_or_a_key_that_is_not_there_is_named(folder: Path) -> None:
         assert refusal(uri).message
 
 
+@pytest.mark.parametrize("url", ["127.0.0.1:9000", "ftp://host", "http://"])
+def test_an_endpoint_that_is_no_address_is_refused(environment: pytest.MonkeyPatch, url: str) -> None:
+    environment.setenv("AWS_ENDPOINT_URL", url)
+    assert refusal("s3://tables/a.csv").message == "the S3 endpoint that was configured is not a URL"
+
+
 def test_without_credentials_the_hint_names_them(endpoint: str, environment: pytest.MonkeyPatch) -> None:
     environment.setenv("AWS_ENDPOINT_URL", endpoint)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

@@ -16,7 +16,13 @@ from kit.cli.reference import reference
 from kit.errors import EXIT_CODES, KitError, SettingsError
 
 ROOT = Path(__file__).parents[2]
-HEAVY = {"jax", "numpy", "onnx", "onnxruntime", "openvino", "pandas", "pyarrow", "pydantic", "ray", "rich", "torch"}
+HEAVY = {"jax", "numpy", "onnx", "onnxruntime", "openvino", "pandas"} | {
+    "pyarrow",
+    "pydantic",
+    "ray",
+    "rich",
+    "torch",
+}
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:

@@ -149,8 +149,8 @@ def test_the_held_out_table_is_the_test_part(tmp_path: Path) -> None:
     assert held_out_table(toy).column("a").to_pylist() == load(toy).test.rows.tolist()
 
 
-def test_the_templates_data_can_be_learnt(digits_project: Project, tabular_project: Project) -> None:
-    digits, tabular = load(digits_project), load(tabular_project)
+def test_the_templates_data_can_be_learnt(digits_project: Path, tabular_project: Path) -> None:
+    digits, tabular = load(Project.open(digits_project)), load(Project.open(tabular_project))
     assert (digits.n_rows, digits.classes) == (1797, tuple(range(10)))
     assert digits.train.tensors["image"].shape[1:] == (1, 8, 8)
     assert (tabular.n_rows, tabular.classes) == (569, ("benign", "malignant"))

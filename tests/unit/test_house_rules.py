@@ -79,7 +79,7 @@ def test_an_except_for_everything_raises_again_or_gives_its_reason(path: Path) -
             assert any(isinstance(inner, ast.Raise) for inner in ast.walk(node)), f"{ids(path)}:{node.lineno}"
 
 
-@pytest.mark.parametrize("path", [*FILES, *TESTS], ids=ids)
+@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "tests" / "unit").glob("*.py"))], ids=ids)
 def test_a_waiver_names_its_rule_and_reason(path: Path) -> None:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         waiver = _WAIVER.search(line)
@@ -94,7 +94,7 @@ def test_a_waiver_names_its_rule_and_reason(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=ids)
 def test_nothing_is_left_for_later(path: Path) -> None:
-    assert not re.search(r"\b(TODO|FIXME|XXX|NotImplementedError)\b", path.read_text(encoding="utf-8"))
+    assert not re.search(r"\b(TODO|FIXME|XXX|raise NotImplementedError)\b", path.read_text(encoding="utf-8"))
 
 
 def test_test_files_have_names_of_their_own() -> None:

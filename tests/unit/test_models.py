@@ -15,15 +15,20 @@ from kit.settings import ModelsSettings
 
 
 @pytest.fixture
-def project(digits_project: Project, tiny_parts: Parts, tmp_path: Path) -> Project:
+def empty(digits_project: Path) -> Project:
+    return Project.open(digits_project)
+
+
+@pytest.fixture
+def project(empty: Project, tiny_parts: Parts, tmp_path: Path) -> Project:
     """A project with the versions tiny@1, tiny@2 and tiny@3."""
     for number in (1, 2, 3):
         folder = tmp_path / f"version-{number}"
         parts = replace(tiny_parts, manifest={"metrics": {"accuracy": number / 10}})
-        digest = write_model_version(parts, folder=folder, key=digits_project.signing_key())
-        uri = digits_project.store().put(folder, digest=digest)
-        digits_project.registry().register("tiny", digest=digest, uri=uri, summary=parts.manifest["metrics"])
-    return digits_project
+        digest = write_model_version(parts, folder=folder, key=empty.signing_key())
+        uri = empty.store().put(folder, digest=digest)
+        empty.registry().register("tiny", digest=digest, uri=uri, summary=parts.manifest["metrics"])
+    return empty
 
 
 def run(project: Project, action: str, reference: str | None = None, **more: Any) -> ModelsResult:
@@ -45,10 +50,10 @@ def test_list_shows_every_version(project: Project) -> None:
         run(project, "list", "tyni")
 
 
-def test_list_without_models_is_empty(digits_project: Project) -> None:
-    assert run(digits_project, "list").versions == ()
-    assert run(digits_project, "log").events == ()
-    assert run(digits_project, "verify").checked == ("log",)
+def test_list_without_models_is_empty(empty: Project) -> None:
+    assert run(empty, "list").versions == ()
+    assert run(empty, "log").events == ()
+    assert run(empty, "verify").checked == ("log",)
 
 
 def test_show_reads_the_verified_manifest(project: Project) -> None:
@@ -114,7 +119,7 @@ def test_verify_refuses_a_version_signed_under_another_name(project: Project) ->
 
 
 @pytest.mark.parametrize("action", ["show", "promote", "rollback"])
-def test_an_action_on_a_version_needs_one(digits_project: Project, action: str) -> None:
+def test_an_action_on_a_version_needs_one(empty: Project, action: str) -> None:
     with pytest.raises(InputError, match=f"kit models {action} needs a model") as caught:
-        run(digits_project, action)
+        run(empty, action)
     assert caught.value.hint == f"name it: kit models {action} digits"
