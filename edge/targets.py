@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kit.errors import InputError, MissingDependencyError, NotFoundError, nearest
+from kit.errors import InputError, MissingDependencyError, NotFoundError, install_line, nearest
 from kit.model_version import ModelVersion
 from kit.signature import TensorSpec
 from kit.steps import Steps
@@ -120,7 +120,7 @@ def require_packages(targets: Sequence[Target]) -> None:
         if absent:
             raise MissingDependencyError(
                 f"target {target.name!r} needs {', '.join(absent)}, not installed here",
-                hint="pip install 'kit[export]'",
+                hint=install_line("export"),
             )
 
 

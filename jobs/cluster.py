@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from kit.errors import KitError, MissingDependencyError, UnavailableError
+from kit.errors import KitError, MissingDependencyError, UnavailableError, install_line
 from kit.project import STATE_VARIABLE, Project
 
 _log = logging.getLogger("kit")
@@ -54,7 +54,7 @@ def connected(address: str | None, *, project: Project) -> Iterator[None]:
         import ray
     except ImportError as error:
         raise MissingDependencyError(
-            f"this command needs Ray, which cannot be imported: {error}", hint="pip install 'kit[cluster]'"
+            f"this command needs Ray, which cannot be imported: {error}", hint=install_line("cluster")
         ) from error
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None and _inside_job():

@@ -22,7 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.cluster import is_local, set_environment, shipped
-from kit.errors import InputError, MissingDependencyError, NotFoundError, UnavailableError, nearest
+from kit.errors import (
+    InputError,
+    MissingDependencyError,
+    NotFoundError,
+    UnavailableError,
+    install_line,
+    nearest,
+)
 from kit.project import Project
 from kit.settings import SubmitSettings
 
@@ -172,7 +179,7 @@ def _connect(address: str, *, timeout_s: float) -> JobSubmissionClient:
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise MissingDependencyError(
-            f"this command needs Ray, which cannot be imported: {error}", hint="pip install 'kit[cluster]'"
+            f"this command needs Ray, which cannot be imported: {error}", hint=install_line("cluster")
         ) from error
     url = f"{address.rstrip('/')}/api/version"
     try:

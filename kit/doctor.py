@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from kit.errors import install_line
 from kit.settings import DoctorSettings
 
-_CLUSTER = "pip install 'kit[cluster]'"
+_CLUSTER = install_line("cluster")
 _CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run: aws configure"
 _GPU_TIMEOUT_S = 1.0
 #: boto3's sources that are read from this machine alone; the others ask a server or run a program.
@@ -162,7 +163,7 @@ def _openvino() -> Check:
         module="openvino",
         distributions=("openvino",),
         needed_for="openvino-* targets",
-        install="pip install 'kit[openvino]'",
+        install=install_line("openvino"),
         devices=lambda module: list(module.Core().available_devices),
     )
 
@@ -180,7 +181,7 @@ def _litert() -> Check:
         module=f"{package}.interpreter",
         distributions=(distribution,),
         needed_for="litert-* targets",
-        install="pip install 'kit[litert]'",
+        install=install_line("litert"),
         devices=lambda _: [f"CPU, by {distribution}"],
     )
 
@@ -191,7 +192,7 @@ def _tensorrt() -> Check:
         module="tensorrt",
         distributions=("tensorrt",),
         needed_for="tensorrt-* targets, on an NVIDIA GPU",
-        install="pip install 'kit[tensorrt]'",
+        install=install_line("tensorrt"),
         devices=lambda _: ["CUDA"],
     )
 

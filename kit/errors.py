@@ -83,6 +83,15 @@ EXIT_CODES: tuple[tuple[type[KitError], int], ...] = (
 )
 
 
+def install_line(extra: str) -> str:
+    """Give the command that installs one of the kit's extras where the kit is installed already.
+
+    pip finds the distribution present and adds what the extra needs. The distribution is not
+    called ``kit`` because that name belongs to somebody else's package.
+    """
+    return f"pip install 'batch-edge-kit[{extra}]'"
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Say which valid names there are, and which one was probably meant.
 

@@ -16,7 +16,14 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 
-from kit.errors import InputError, KitError, MissingDependencyError, NotFoundError, UnavailableError
+from kit.errors import (
+    InputError,
+    KitError,
+    MissingDependencyError,
+    NotFoundError,
+    UnavailableError,
+    install_line,
+)
 from kit.settings import QuerySettings
 from kit.signature import DTYPES, Signature, Tensors, TensorSpec
 from kit.wire import decode_tensor, dtype_of, encode_tensor
@@ -108,7 +115,7 @@ def connect(url: str, *, key: str | None, timeout_s: float) -> httpx.Client:
     except ImportError as error:
         raise MissingDependencyError(
             f"asking an endpoint needs {error.name}, which is not installed",
-            hint="pip install 'kit[cluster]'",
+            hint=install_line("cluster"),
         ) from error
     return httpx.Client(
         base_url=url,

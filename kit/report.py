@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit import report_plots as plots
-from kit.errors import MissingDependencyError, NotFoundError, SettingsError
+from kit.errors import MissingDependencyError, NotFoundError, SettingsError, install_line
 from kit.files import write_atomic
 from kit.metrics import LOSSES
 from kit.project import Project
@@ -243,7 +243,7 @@ def _environment() -> jinja2.Environment:
         import jinja2
     except ImportError as error:
         raise MissingDependencyError(
-            "the report needs jinja2, which is not installed", hint="pip install 'kit[cluster]'"
+            "the report needs jinja2, which is not installed", hint=install_line("cluster")
         ) from error
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATE.parent),

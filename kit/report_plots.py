@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from kit.errors import MissingDependencyError
+from kit.errors import MissingDependencyError, install_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -236,7 +236,7 @@ def _style(name: str) -> Iterator[None]:
         import matplotlib
     except ImportError as error:
         raise MissingDependencyError(
-            f"the report's plots need {error.name}, which is not installed", hint="pip install 'kit[cluster]'"
+            f"the report's plots need {error.name}, which is not installed", hint=install_line("cluster")
         ) from error
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()

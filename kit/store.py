@@ -24,6 +24,7 @@ from kit.errors import (
     SettingsError,
     UnavailableError,
     VerificationError,
+    install_line,
 )
 from kit.files import atomic_folder, digest_of, sha256_file
 from kit.signing import SIGNATURE_NAME
@@ -255,7 +256,7 @@ class S3Store:
             from botocore.exceptions import BotoCoreError, ClientError
         except ImportError as error:
             raise MissingDependencyError(
-                f"{self.uri} needs boto3, which is not installed", hint="run: pip install 'kit[cluster]'"
+                f"{self.uri} needs boto3, which is not installed", hint=install_line("cluster")
             ) from error
         try:
             yield

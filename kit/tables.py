@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kit.errors import InputError, MissingDependencyError, UnavailableError, nearest
+from kit.errors import InputError, MissingDependencyError, UnavailableError, install_line, nearest
 from kit.files import digest_of
 from kit.signature import Signature, Tensors
 
@@ -59,7 +59,7 @@ def open_file_system(uri: str) -> tuple[fs.FileSystem, str]:
         from pyarrow import fs
     except ImportError as error:
         raise MissingDependencyError(
-            "tables need pyarrow, which is not installed", hint="pip install 'kit[cluster]'"
+            "tables need pyarrow, which is not installed", hint=install_line("cluster")
         ) from error
     if uri.startswith("s3://"):
         if "?" in uri:

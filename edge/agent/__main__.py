@@ -29,8 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: The command line without the program; None reads this process's.
 
     Returns:
-        The exit code: 0 when all is well, otherwise one of ``kit.errors.EXIT_CODES``, 1 for an unhealthy device,
-        130 after an interrupt.
+        The exit code: 0 when all is well, 1 for an unhealthy device, 130 after an interrupt, otherwise
+        one of ``kit.errors.EXIT_CODES``.
     """
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO)
     parsed = vars(_parser().parse_args(arguments))

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kit.errors import InputError, MissingDependencyError, nearest
+from kit.errors import InputError, MissingDependencyError, install_line, nearest
 from kit.signature import DTYPES, Signature, Tensors
 
 #: Engine to its module, its package and the extra of the kit that installs it.
@@ -95,6 +95,6 @@ def open_engine(path: Path, *, engine: str, threads: int, signature: Signature) 
     except ImportError as error:
         raise MissingDependencyError(
             f"engine {engine!r} needs {package}, which cannot be imported here: {error}",
-            hint=f"pip install 'kit[{extra}]'",
+            hint=install_line(extra),
         ) from error
     return Engine(module.load(path, threads=threads, signature=signature), name=engine, signature=signature)

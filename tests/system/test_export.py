@@ -354,7 +354,7 @@ def test_a_missing_converter_is_named_before_anything_starts(
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(MissingDependencyError, match="'openvino-int8' needs nncf") as caught:
         export(project, ExportSettings(model=project.name, output="never"))
-    assert caught.value.hint == "pip install 'kit[export]'"
+    assert caught.value.hint == "pip install 'batch-edge-kit[export]'"
     assert not (project.folder / "never").exists()
 
 

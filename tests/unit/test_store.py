@@ -196,4 +196,4 @@ def test_without_boto3_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(MissingDependencyError, match="needs boto3") as caught:
         open_store("s3://bucket/x", cache=tmp_path).contains(UNKNOWN)
-    assert caught.value.hint == "run: pip install 'kit[cluster]'"
+    assert caught.value.hint == "pip install 'batch-edge-kit[cluster]'"
