@@ -49,7 +49,7 @@ def connected(address: str | None, *, project: Project) -> Iterator[None]:
         UnavailableError: The cluster does not answer.
         MissingDependencyError: Ray is not installed.
     """
-    set_environment()
+    _set_environment()
     try:
         import ray
     except ImportError as error:
@@ -58,9 +58,11 @@ def connected(address: str | None, *, project: Project) -> Iterator[None]:
         ) from error
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None and _inside_job():
+        show_token()
         ray.init(**quiet)
     elif address is not None:
         check_reachable(address)
+        show_token()
         _log.info("joining the cluster at %s", address)
         try:
             ray.init(address=address, runtime_env=shipped(project), **quiet)
@@ -80,8 +82,8 @@ def connected(address: str | None, *, project: Project) -> Iterator[None]:
         ray.shutdown()
 
 
-def set_environment() -> None:
-    """Set what Ray reads from the environment, where the user has not; call it before importing Ray."""
+def _set_environment() -> None:
+    """Set what Ray reads from the environment when it starts or joins, where the user has not."""
     # Ray runs workers at nice 15 unless told otherwise.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -91,10 +93,20 @@ def set_environment() -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     # A training worker stays in the shipped project instead of a folder of the run.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    # Whoever starts a Ray asks for a token by default; whoever joins one shows it only when told to.
+
+
+def show_token() -> None:
+    """Have Ray show this machine's token to a cluster it joins, where there is one.
+
+    Whoever starts a Ray asks for a token by default; whoever joins one shows it only when told to.
+    """
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
-    if "RAY_AUTH_TOKEN" in os.environ or token.is_file():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if "RAY_AUTH_MODE" in os.environ or not ("RAY_AUTH_TOKEN" in os.environ or token.is_file()):
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
+    from ray._raylet import Config
+
+    Config.initialize("")  # Ray has read the environment when it was imported; its own way to read again
 
 
 def _inside_job() -> bool:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.cluster import is_local, set_environment, shipped
+from jobs.cluster import is_local, shipped, show_token
 from kit.errors import (
     InputError,
     MissingDependencyError,
@@ -174,7 +174,6 @@ def _with_value(words: Sequence[str], flag: str, value: str) -> list[str]:
 
 def _connect(address: str, *, timeout_s: float) -> JobSubmissionClient:
     """Reach the dashboard; asked first with a deadline, because Ray's client has none."""
-    set_environment()
     try:
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
@@ -194,6 +193,7 @@ def _connect(address: str, *, timeout_s: float) -> JobSubmissionClient:
         ) from error
     if not is_ray:
         raise UnavailableError(f"what answers at {address} is not a Ray dashboard", hint=_START_HINT)
+    show_token()
     with _reached(address):
         client = JobSubmissionClient(address)
     for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):

@@ -10,7 +10,6 @@ from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from kit.errors import KitError, NotFoundError, SettingsError, UnavailableError, VerificationError
 from kit.files import digest_of, sha256_file
@@ -26,32 +25,9 @@ URI = "s3://models/team/a"
 SECRET = "hunter2-secret"
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    return monkeypatch
-
-
-@pytest.fixture
-def bucket(endpoint: str, environment: pytest.MonkeyPatch) -> Iterator[Any]:
-    environment.setenv("AWS_ENDPOINT_URL", endpoint)
+def bucket(s3_endpoint: str, s3_environment: pytest.MonkeyPatch) -> Iterator[Any]:
+    s3_environment.setenv("AWS_ENDPOINT_URL", s3_endpoint)
     bucket = boto3.session.Session().resource("s3").create_bucket(Bucket="models")
     yield bucket
     bucket.objects.all().delete()
@@ -100,11 +76,11 @@ def test_what_was_put_is_fetched_as_it_was(store: Store, version: Path, digest: 
 
 
 def test_a_fetched_version_is_reused_without_the_network(
-    store: Store, version: Path, digest: str, environment: pytest.MonkeyPatch, tmp_path: Path
+    store: Store, version: Path, digest: str, s3_environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     store.put(version, digest=digest)
     folder = store.fetch(digest)
-    environment.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    s3_environment.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     assert open_store(URI, cache=tmp_path / "cache").fetch(digest) == folder
 
 
@@ -169,9 +145,9 @@ def test_a_download_that_does_not_match_its_digest_is_not_kept(
 
 
 def test_a_version_of_more_than_one_listing_page_is_fetched_whole(
-    store: Store, version: Path, digest: str, environment: pytest.MonkeyPatch
+    store: Store, version: Path, digest: str, s3_environment: pytest.MonkeyPatch
 ) -> None:
-    environment.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "1")
+    s3_environment.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "1")
     store.put(version, digest=digest)
     assert (store.fetch(digest) / "model.onnx").read_bytes() == FILES["model.onnx"]
 
@@ -184,9 +160,9 @@ def test_a_missing_bucket_is_named(bucket: Any, version: Path, digest: str, tmp_
             ask(digest)
 
 
-def test_missing_credentials_say_what_to_set(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    environment.delenv("AWS_ACCESS_KEY_ID")
-    environment.delenv("AWS_SECRET_ACCESS_KEY")
+def test_missing_credentials_say_what_to_set(s3_environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    s3_environment.delenv("AWS_ACCESS_KEY_ID")
+    s3_environment.delenv("AWS_SECRET_ACCESS_KEY")
     error = ask_with_error(open_store(URI, cache=tmp_path))
     assert isinstance(error, UnavailableError)
     assert error.message == f"no S3 credentials were found for {URI}"
@@ -196,31 +172,31 @@ def test_missing_credentials_say_what_to_set(environment: pytest.MonkeyPatch, tm
 
 @pytest.mark.parametrize("variable", ["AWS_PROFILE", "AWS_SECRET_ACCESS_KEY"])
 def test_unusable_credentials_are_told_apart(
-    environment: pytest.MonkeyPatch, tmp_path: Path, variable: str
+    s3_environment: pytest.MonkeyPatch, tmp_path: Path, variable: str
 ) -> None:
     if variable == "AWS_PROFILE":
-        environment.setenv(variable, "nobody")
+        s3_environment.setenv(variable, "nobody")
     else:
-        environment.delenv(variable)
+        s3_environment.delenv(variable)
     assert "the S3 credentials for" in ask_with_error(open_store(URI, cache=tmp_path)).message
 
 
 def test_an_unreachable_endpoint_is_named_within_seconds(
-    environment: pytest.MonkeyPatch, tmp_path: Path
+    s3_environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         port = unused.getsockname()[1]
-        environment.setenv("AWS_ENDPOINT_URL", f"http://user:{SECRET}@127.0.0.1:{port}")
+        s3_environment.setenv("AWS_ENDPOINT_URL", f"http://user:{SECRET}@127.0.0.1:{port}")
         error = ask_with_error(open_store(URI, cache=tmp_path))
     assert isinstance(error, UnavailableError)
     assert f"127.0.0.1:{port} does not answer" in error.message
 
 
 def test_an_endpoint_that_is_no_url_is_a_setting_to_correct(
-    environment: pytest.MonkeyPatch, tmp_path: Path
+    s3_environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    environment.setenv("AWS_ENDPOINT_URL", f"not a url {SECRET}")
+    s3_environment.setenv("AWS_ENDPOINT_URL", f"not a url {SECRET}")
     assert isinstance(ask_with_error(open_store(URI, cache=tmp_path)), SettingsError)
 
 
@@ -233,7 +209,7 @@ def test_an_endpoint_that_is_no_url_is_a_setting_to_correct(
     ],
 )
 def test_a_refusal_is_one_sentence_without_the_servers_own_words(
-    environment: pytest.MonkeyPatch, tmp_path: Path, code: str, status: int, words: str
+    s3_environment: pytest.MonkeyPatch, tmp_path: Path, code: str, status: int, words: str
 ) -> None:
     class Refuse(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -249,7 +225,7 @@ def test_a_refusal_is_one_sentence_without_the_servers_own_words(
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        s3_environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         try:
             assert words in ask_with_error(open_store(URI, cache=tmp_path)).message
         finally:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from jobs.cluster import set_environment, shipped
+from jobs.cluster import shipped, show_token
 from jobs.predict import predict
 from jobs.submit import submit
 from kit.errors import InputError, NotFoundError, UnavailableError
@@ -87,7 +87,7 @@ def free_port() -> int:
 
 
 def takes_jobs(url: str) -> bool:
-    set_environment()
+    show_token()
     from ray.job_submission import JobSubmissionClient
 
     try:

@@ -9,7 +9,6 @@ from pathlib import Path
 import boto3
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
 from pyarrow import parquet
 
 from kit.errors import InputError, KitError, UnavailableError
@@ -18,33 +17,10 @@ from kit.tables import fingerprint, list_files, read_table
 SECRET = "hunter2-secret"
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    return monkeypatch
-
-
-@pytest.fixture
-def folder(endpoint: str, environment: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+def folder(s3_endpoint: str, s3_environment: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A local folder, and the same files under s3://tables/a b/."""
-    environment.setenv("AWS_ENDPOINT_URL", endpoint)
+    s3_environment.setenv("AWS_ENDPOINT_URL", s3_endpoint)
     (tmp_path / "local").mkdir()
     parquet.write_table(pa.table({"n": [1, 2]}), tmp_path / "local" / "a.parquet")
     (tmp_path / "local" / "b.csv").write_text("n\n3\n")
@@ -80,24 +56,26 @@ def test_a_bucket_or_a_key_that_is_not_there_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:9000", "ftp://host", "http://"])
-def test_an_endpoint_that_is_no_address_is_refused(environment: pytest.MonkeyPatch, url: str) -> None:
-    environment.setenv("AWS_ENDPOINT_URL", url)
+def test_an_endpoint_that_is_no_address_is_refused(s3_environment: pytest.MonkeyPatch, url: str) -> None:
+    s3_environment.setenv("AWS_ENDPOINT_URL", url)
     assert refusal("s3://tables/a.csv").message == "the S3 endpoint that was configured is not a URL"
 
 
-def test_without_credentials_the_hint_names_them(endpoint: str, environment: pytest.MonkeyPatch) -> None:
-    environment.setenv("AWS_ENDPOINT_URL", endpoint)
+def test_without_credentials_the_hint_names_them(
+    s3_endpoint: str, s3_environment: pytest.MonkeyPatch
+) -> None:
+    s3_environment.setenv("AWS_ENDPOINT_URL", s3_endpoint)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        environment.delenv(name)
+        s3_environment.delenv(name)
     error = refusal("s3://tables/a.csv")
     assert isinstance(error, (UnavailableError, InputError))
     assert error.message.startswith("s3://tables/a.csv")
 
 
-def test_a_server_that_does_not_answer_is_unavailable(environment: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_is_unavailable(s3_environment: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:  # bound, not listening: every connection is refused
         taken.bind(("127.0.0.1", 0))
-        environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        s3_environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
         error = refusal("s3://tables/a.csv")
     assert isinstance(error, UnavailableError)
     assert error.hint

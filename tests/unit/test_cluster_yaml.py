@@ -10,7 +10,6 @@ import botocore.session
 import pytest
 import yaml
 from botocore.validate import ParamValidator
-from ray.autoscaler._private.util import prepare_config, validate_config
 
 FILE = Path(__file__).resolve().parents[2] / "ray-cluster.yaml"
 MARKET = "ray.io/market-type"
@@ -22,6 +21,12 @@ def written() -> dict[str, Any]:
     return loaded
 
 
+def check(config: dict[str, Any]) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(copy.deepcopy(config)))
+
+
 def run_instances() -> Any:
     return botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
 
@@ -31,14 +36,14 @@ def is_spot(node: dict[str, Any]) -> bool:
 
 
 def test_the_loader_of_ray_accepts_it(written: dict[str, Any]) -> None:
-    validate_config(prepare_config(copy.deepcopy(written)))
+    check(written)
 
 
 def test_the_loader_of_ray_refuses_a_misspelt_key(written: dict[str, Any]) -> None:
     wrong = copy.deepcopy(written)
     wrong["available_node_types"]["spot"]["min_worker"] = 1
     with pytest.raises(Exception, match="min_worker"):
-        validate_config(prepare_config(wrong))
+        check(wrong)
 
 
 def test_every_node_config_is_a_request_ec2_understands(written: dict[str, Any]) -> None:
