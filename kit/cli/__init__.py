@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kit import __version__
 from kit.cli.commands import COMMANDS, Command, find_command
-from kit.errors import EXIT_CODES, KitError, SettingsError, nearest
+from kit.errors import (
+    EXIT_CODES,
+    KitError,
+    MissingDependencyError,
+    SettingsError,
+    install_line,
+    nearest,
+)
 
 if TYPE_CHECKING:
     from kit.project import Project
@@ -87,7 +94,12 @@ def _run(words: list[str]) -> int:
     if trailing:
         parsed.command = trailing
     _log_to_stderr(quiet=parsed.quiet)
-    result = _call(command, parsed)
+    try:
+        result = _call(command, parsed)
+    except ModuleNotFoundError as error:
+        if (missing := _missing(command, error)) is None:
+            raise
+        raise missing from error
     if parsed.json:
         from kit.cli.show import to_json
 
@@ -158,6 +170,26 @@ def _call(command: Command, parsed: argparse.Namespace) -> Any:
     if command.name == "submit" and settings.command:
         _check_submitted(project, settings.command)
     return command.load_run()(project, settings)
+
+
+#: The extras, and the packages for which a command may find them missing.
+_EXTRAS: dict[str, str] = {
+    "cluster": "boto3 httpx jinja2 matplotlib onnx onnxruntime onnxscript orjson pandas pyarrow ray skl2onnx "
+    "sklearn torch",
+    "export": "ai_edge_quantizer litert_torch nncf",
+    "openvino": "openvino",
+}
+
+
+def _missing(command: Command, error: ModuleNotFoundError) -> MissingDependencyError | None:
+    """Say which extra brings a package of ours; None for any other module, whose absence is a bug."""
+    package = (error.name or "").partition(".")[0]
+    for extra, packages in _EXTRAS.items():
+        if package in packages.split():
+            return MissingDependencyError(
+                f"kit {command.name} needs {package}, which is not installed", hint=install_line(extra)
+            )
+    return None
 
 
 def _check_submitted(project: Project, words: Sequence[str]) -> None:

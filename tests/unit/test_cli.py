@@ -128,6 +128,34 @@ def test_a_result_can_be_had_as_json(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["folder"] == str(tmp_path / "p")
 
 
+@pytest.mark.parametrize(
+    "package, words",
+    [
+        ("pyarrow", ["train"]),
+        ("pyarrow", ["init", "another"]),
+        ("ray", ["train"]),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_the_line_that_installs_it(
+    digits_project: Path, package: str, words: list[str]
+) -> None:
+    blocked = (
+        f"import sys; sys.modules[{package!r}] = None; from kit.cli import main; sys.exit(main({words!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", blocked],
+        cwd=digits_project,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 8
+    assert package in done.stderr
+    assert "pip install 'batch-edge-kit[cluster]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_bug_stays_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     from kit.cli import report_errors
 
