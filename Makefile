@@ -3,6 +3,7 @@
 
 PYTHON ?= python3.11
 BIN := .venv/bin
+DEMO := $(BIN)/python -m kit.cli.demo --device-python $(CURDIR)/.venv-device/bin/python
 SOURCES := kit jobs serve edge tests benchmarks
 
 .DEFAULT_GOAL := help
@@ -32,7 +33,7 @@ setup: .venv/ready .venv-device/ready  ## install everything into .venv, and a d
 	@touch $@
 
 demo: setup  ## train on real data, then answer in a batch, over HTTP and on a device
-	@$(BIN)/python -m kit.cli.demo --device-python $(CURDIR)/.venv-device/bin/python
+	@$(DEMO)
 
 check: .venv/ready  ## formatting, lint, types
 	$(BIN)/ruff format --check $(SOURCES)
@@ -46,8 +47,9 @@ fix: .venv/ready  ## format and repair what can be repaired
 test: setup .venv-oms  ## all tests
 	$(BIN)/python -m pytest
 
-bench: .venv/ready  ## the benchmarks the README's figures come from
-	for each in benchmarks/*.py; do $(BIN)/python $$each || exit 1; done
+bench: setup  ## the figures the documents show: ours beside a bare loop, interleaved
+	$(BIN)/python benchmarks/startup.py
+	folder=$$(mktemp -d) && $(DEMO) --folder $$folder >/dev/null && $(BIN)/python benchmarks/serve.py $$folder/digits digits
 
 clean:  ## remove the environments and caches
 	rm -rf .venv .venv-device .venv-oms .mypy_cache .pytest_cache .ruff_cache .hypothesis
