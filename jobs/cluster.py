@@ -104,7 +104,7 @@ def show_token() -> None:
     if "RAY_AUTH_MODE" in os.environ or not ("RAY_AUTH_TOKEN" in os.environ or token.is_file()):
         return
     os.environ["RAY_AUTH_MODE"] = "token"
-    from ray._raylet import Config
+    from ray._raylet import Config  # type: ignore[attr-defined]  # missing from Ray's stub
 
     Config.initialize("")  # Ray has read the environment when it was imported; its own way to read again
 

@@ -15,8 +15,7 @@ import platform
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -269,6 +268,12 @@ def _run_trainer(
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    class Interruptible(TorchTrainer):
+        """Leaves Ctrl-C to Python: Ray's own handler would end the process as if it had succeeded."""
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            pass
+
     for name in ("ray.train", "ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
     cpus = n_cpus()
@@ -278,7 +283,7 @@ def _run_trainer(
             hint=f"set workers to {cpus} or less",
         )
     with _listening() as listener, _refused(listener), translated():
-        trainer = TorchTrainer(
+        trainer = Interruptible(
             loop,
             train_loop_config={"fit": asdict(fit), "arrays": ray.put(arrays), "listener": listener},
             scaling_config=ScalingConfig(num_workers=settings.workers, resources_per_worker={"CPU": 1}),
@@ -289,19 +294,10 @@ def _run_trainer(
                 failure_config=FailureConfig(max_failures=_MAX_FAILURES),
             ),
         )
-        result = _in_a_thread(trainer.fit)
+        result = trainer.fit()
     if result.checkpoint is None:
         raise InputError("training ended without a checkpoint", hint="run again with --no-resume")
     return result.checkpoint
-
-
-def _in_a_thread(fit: Callable[[], Any]) -> Any:
-    """Run Ray's trainer beside the main thread, where it would take Ctrl-C and exit with 0."""
-    pool = ThreadPoolExecutor(max_workers=1)
-    try:
-        return pool.submit(fit).result()
-    finally:
-        pool.shutdown(wait=False)
 
 
 @contextmanager
