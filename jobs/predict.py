@@ -7,6 +7,7 @@ went out are as many as came in.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import time
@@ -140,7 +141,7 @@ def predict(project: Project, settings: PredictSettings) -> PredictResult:
         output=target,
         settings=settings,
     )
-    with connected(settings.address, project=project):
+    with _cleared_on_failure(target), connected(settings.address, project=project):
         started = time.monotonic()
         done = _run(work, shards, n_actors=settings.workers)
         seconds = time.monotonic() - started
@@ -254,6 +255,24 @@ def _run(work: _Work, shards: Sequence[Shard], *, n_actors: int) -> list[Done]:
             done.append(finished)
             _log.info("%s: %d rows in %.2f s", finished.part, finished.rows_out, finished.seconds)
     return sorted(done, key=lambda each: each.part)
+
+
+@contextlib.contextmanager
+def _cleared_on_failure(uri: str) -> Iterator[None]:
+    """Take back the parts of a run that fails or is interrupted: the folder was empty before it.
+
+    Entered before Ray is, so it clears after every actor has gone.
+    """
+    try:
+        yield
+    except BaseException:
+        from pyarrow import fs
+
+        system, root = open_file_system(uri)
+        for entry in system.get_file_info(fs.FileSelector(root, allow_not_found=True)):
+            if entry.base_name.lstrip(".").startswith("part-"):
+                system.delete_file(entry.path)
+        raise
 
 
 def _first_rows(uri: str, file: TableFile) -> pa.Table:

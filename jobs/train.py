@@ -27,7 +27,7 @@ import kit
 from jobs.cluster import connected, n_cpus, translated
 from jobs.fit import BEST, PROGRESS, Epoch, FitConfig, build_network, check_network, loop
 from kit.data import Split, load
-from kit.errors import InputError, KitError, ProjectError
+from kit.errors import GateError, InputError, KitError, ProjectError
 from kit.files import canonical_json, digest_of, sha256_file
 from kit.gates import GateResult, check_floors
 from kit.metrics import evaluate
@@ -62,6 +62,7 @@ class TrainResult:
         best_epoch: Whose weights were kept, from 1.
         parity: How far ONNX is from Python, over ordinary and adversarial rows.
         record: Where the run's record lies.
+        wanted: Whether it was to be promoted.
     """
 
     version: VersionRecord
@@ -72,6 +73,21 @@ class TrainResult:
     best_epoch: int
     parity: ParityReport
     record: Path
+    wanted: bool
+
+    def require_passed(self) -> None:
+        """Refuse a candidate that was to be promoted and did not pass.
+
+        Raises:
+            GateError: Names every gate it failed, with what it reached.
+        """
+        failed = [gate for gate in self.gates if not gate.passed]
+        if self.wanted and failed:
+            said = "; ".join(f"{gate.metric} is {gate.value:.4f}, the gate {gate.bound:g}" for gate in failed)
+            raise GateError(
+                f"{self.version.model}@{self.version.number} was not promoted: {said}",
+                hint=f"train better, or promote it anyway: kit models promote {self.version.model}@candidate",
+            )
 
 
 @dataclass(frozen=True)
@@ -147,6 +163,7 @@ def train(project: Project, settings: TrainSettings) -> TrainResult:
         best_epoch=fitted.best_epoch,
         parity=parity,
         record=record,
+        wanted=settings.promote,
     )
 
 

@@ -13,7 +13,6 @@ import boto3
 import numpy as np
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
 from pyarrow import csv, parquet
 
 from jobs.predict import predict
@@ -181,6 +180,20 @@ def test_a_killed_run_leaves_whole_parts_and_no_report(lab: Any, trained: Any, t
     assert [len(parquet.read_table(part)) for part in out.glob("part-*.parquet")] != []
 
 
+def test_an_interrupted_run_takes_its_parts_back_so_the_same_command_works(
+    lab: Any, trained: Any, tmp_path: Path
+) -> None:
+    parquet.write_table(lab.table(N_MANY), tmp_path / "in.parquet", row_group_size=50_000)
+    out = tmp_path / "out"
+    chosen = {"model": "blobs", "input": str(tmp_path / "in.parquet"), "output": str(out)}
+    driver = lab.start(trained.project, "predict", {**chosen, "shard_rows": 50_000, "workers": 1})
+    lab.await_event(lambda: list(out.glob("part-*.parquet")) or driver.poll() is not None)
+    driver.send_signal(signal.SIGINT)
+    driver.communicate()
+    assert driver.returncode != 0
+    assert list(out.iterdir()) == []
+
+
 def test_a_model_that_was_touched_after_the_start_is_not_loaded(
     lab: Any, trained: Any, tmp_path: Path, at: Any
 ) -> None:
@@ -202,23 +215,12 @@ def test_a_model_that_was_touched_after_the_start_is_not_loaded(
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in (
-        ("AWS_ENDPOINT_URL", f"http://{host}:{port}"),
-        ("AWS_ACCESS_KEY_ID", "tester"),
-        ("AWS_SECRET_ACCESS_KEY", "secret"),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-        ("AWS_EC2_METADATA_DISABLED", "true"),
-        ("AWS_CONFIG_FILE", str(tmp_path / "none")),
-        ("NO_PROXY", "127.0.0.1"),
-    ):
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("AWS_PROFILE", raising=False)
-    yield boto3.session.Session().resource("s3").create_bucket(Bucket="tables")
-    server.stop()
+def bucket(s3_endpoint: str, s3_environment: pytest.MonkeyPatch) -> Iterator[Any]:
+    s3_environment.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    bucket = boto3.session.Session().resource("s3").create_bucket(Bucket="answers")
+    yield bucket
+    bucket.objects.all().delete()
+    bucket.delete()
 
 
 def test_a_table_on_s3_is_answered_onto_s3(lab: Any, trained: Any, tmp_path: Path, bucket: Any) -> None:
@@ -226,7 +228,7 @@ def test_a_table_on_s3_is_answered_onto_s3(lab: Any, trained: Any, tmp_path: Pat
     for index in range(2):
         parquet.write_table(table.slice(index * 150, 150), tmp_path / f"{index}.parquet")
         bucket.upload_file(str(tmp_path / f"{index}.parquet"), f"in/{index}.parquet")
-    chosen = settings(trained.project, "s3://tables/in", "s3://tables/out", columns=["id"])
+    chosen = settings(trained.project, "s3://answers/in", "s3://answers/out", columns=["id"])
     result = predict(trained.project, chosen)
     assert (result.rows_in, result.rows_out) == (300, 300)
     names = sorted(entry.key for entry in bucket.objects.filter(Prefix="out/"))
@@ -236,5 +238,5 @@ def test_a_table_on_s3_is_answered_onto_s3(lab: Any, trained: Any, tmp_path: Pat
     answers = pa.concat_tables([parquet.read_table(tmp_path / Path(name).name) for name in names[:2]])
     assert answers["id"].to_pylist() == list(range(300))
     assert answers["label"].to_pylist() == reference(trained.project, table)["label"].tolist()
-    with pytest.raises(ConflictError, match="s3://tables/out is not empty"):
+    with pytest.raises(ConflictError, match="s3://answers/out is not empty"):
         predict(trained.project, chosen)
