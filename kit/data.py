@@ -77,7 +77,8 @@ def load(project: Project) -> Split:
     """
     settings = project.settings.data
     uri = project.locate(settings.path)
-    table = read_table(uri)
+    signature = Signature("", project.settings.input_signature(), ())
+    table = read_table(uri, strings=signature.string_columns)
     if not table.num_rows:
         raise InputError(f"{settings.path} has no rows", hint="name a table with rows under [data] path")
     if settings.label not in table.column_names:
@@ -86,7 +87,6 @@ def load(project: Project) -> Split:
             hint=nearest(settings.label, table.column_names),
         )
     labels, classes = _labels(table.column(settings.label), project.settings.project.task, settings.label)
-    signature = Signature("", project.settings.input_signature(), ())
     for column in signature.columns:
         if column in table.column_names and _is_empty(table.column(column)):
             raise InputError(
@@ -104,7 +104,10 @@ def load(project: Project) -> Split:
 
 def held_out_table(project: Project) -> pa.Table:
     """Give the held-out rows as the table had them, all columns included."""
-    table = read_table(project.locate(project.settings.data.path))
+    signature = Signature("", project.settings.input_signature(), ())
+    table = read_table(
+        project.locate(project.settings.data.path), strings=signature.string_columns
+    )
     return table.take(load(project).test.rows)
 
 

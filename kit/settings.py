@@ -334,7 +334,10 @@ class ExportSettings(CommandSettings):
         default=200, ge=10, le=100_000, description="Training rows the ranges are taken from."
     )
     max_metric_drop: float = Field(
-        default=0.01, ge=0, le=1, description="Most the metric may fall below the reference's."
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Most the metric may fall below the reference's; a loss may rise by this share of it.",
     )
     max_output_error: float = Field(
         default=0.05,

@@ -158,6 +158,11 @@ class Signature:
         return tuple(column for spec in self.inputs for column in spec.columns)
 
     @property
+    def string_columns(self) -> tuple[str, ...]:
+        """The table columns whose cells are strings, even where they look like numbers or dates."""
+        return tuple(column for spec in self.inputs if spec.dtype == "string" for column in spec.columns)
+
+    @property
     def classes(self) -> tuple[ClassName, ...]:
         """The classes that ``label`` may name; empty for regression."""
         return next((spec.classes for spec in self.outputs if spec.name == "label"), ())
@@ -292,7 +297,7 @@ def _checked_strings(spec: TensorSpec, array: np.ndarray) -> np.ndarray:
         row = index // spec.row_size
         if not isinstance(value, str):
             raise InputError(
-                f"input {spec.name!r}, row {row}: {value!r} is a {type(value).__name__}, not a string"
+                f"input {spec.name!r}, row {row}: {value!r} is not a string"
             )
         if not value and not spec.nullable:
             raise InputError(f"input {spec.name!r}, row {row}: a value is missing", hint=_null_hint(spec))

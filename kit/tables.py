@@ -148,12 +148,15 @@ def fingerprint(uri: str) -> str:
     return digest_of(digests)
 
 
-def read_table(uri: str, *, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(
+    uri: str, *, columns: Sequence[str] | None = None, strings: Sequence[str] = ()
+) -> pa.Table:
     """Read a whole table into memory.
 
     Args:
         uri: A file, a folder, or either on S3.
         columns: Columns to read; all when None.
+        strings: Columns whose cells are strings, also where a CSV or JSON file shows ``01`` or a date.
 
     Raises:
         InputError: A file cannot be read, or the files' columns differ.
@@ -161,18 +164,19 @@ def read_table(uri: str, *, columns: Sequence[str] | None = None) -> pa.Table:
     """
     import pyarrow as pa
 
-    tables = [read_file(uri, file, columns=columns) for file in list_files(uri)]
+    tables = [read_file(uri, file, columns=columns, strings=strings) for file in list_files(uri)]
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise InputError(f"the files of {uri} do not have the same columns: {error}") from error
 
 
-def read_file(uri: str, file: TableFile, *, columns: Sequence[str] | None = None) -> pa.Table:
+def read_file(
+    uri: str, file: TableFile, *, columns: Sequence[str] | None = None, strings: Sequence[str] = ()
+) -> pa.Table:
     """Read one file of a table; see ``read_table``."""
     import pyarrow as pa
     from pyarrow import csv, parquet
-    from pyarrow import json as jsonl
 
     system, _ = open_file_system(uri)
     try:
@@ -183,16 +187,39 @@ def read_file(uri: str, file: TableFile, *, columns: Sequence[str] | None = None
         with system.open_input_stream(file.path) as stream:
             source: Any = stream  # the stubs know paths and Python files only
             if file.format == "csv":
-                options = csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
+                options = csv.ConvertOptions(
+                    null_values=[""],
+                    strings_can_be_null=True,
+                    column_types=dict.fromkeys(strings, pa.string()),
+                )
                 table = csv.read_csv(source, convert_options=options)
             else:
-                table = jsonl.read_json(source)
+                table = _read_jsonl(source, strings)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise InputError(f"{file.name} cannot be read as {file.format}: {error}") from error
     except OSError as error:
         raise _unreadable(f"{uri} ({file.name})", error) from error
     _require(table.column_names, columns, file)
     return table.select(list(columns)) if columns is not None else table
+
+
+def _read_jsonl(stream: Any, strings: Sequence[str]) -> pa.Table:
+    import pyarrow as pa
+    from pyarrow import json as jsonl
+
+    content = stream.read()
+    table = jsonl.read_json(pa.BufferReader(content))
+    # Arrow makes a timestamp of a string that looks like one. It is not told of all strings at
+    # once, because it invents the columns that are not there.
+    dates = [
+        name
+        for name in strings
+        if name in table.column_names and pa.types.is_timestamp(table.schema.field(name).type)
+    ]
+    if not dates:
+        return table
+    options = jsonl.ParseOptions(explicit_schema=pa.schema([(name, pa.string()) for name in dates]))
+    return jsonl.read_json(pa.BufferReader(content), parse_options=options)
 
 
 def to_tensors(table: pa.Table | pa.RecordBatch, signature: Signature) -> Tensors:

@@ -134,6 +134,16 @@ def _csv_rows(text: str, path: Path, signature: Signature) -> _Rows:
         raise InputError(f"{path}, line {reader.line_num} is not CSV: {error}") from error
 
 
+def _whole(cell: str) -> int:
+    try:
+        return int(cell)
+    except ValueError:  # 3.0 is a whole number too, as in a batch
+        value = float(cell)
+        if not value.is_integer():
+            raise
+        return int(value)
+
+
 def _cell(cell: str, dtype: str, where: str) -> Any:
     if dtype == "string" or cell.startswith("["):  # a list is the signature's to read
         return cell
@@ -146,7 +156,7 @@ def _cell(cell: str, dtype: str, where: str) -> Any:
     try:
         if "_" in cell:  # Python would read 1_000
             raise ValueError
-        return float(cell) if dtype.startswith("float") else int(cell)
+        return float(cell) if dtype.startswith("float") else _whole(cell)
     except ValueError as error:
         kind = "a number" if dtype.startswith("float") else "a whole number"
         raise InputError(f"{where}: {cell!r} is not {kind}") from error

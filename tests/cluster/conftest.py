@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -200,3 +201,33 @@ def trained(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Train once for everybody."""
     project = lab.make_project(tmp_path_factory.mktemp("session") / "blobs")
     return Trained(project, train(project, project.command("train", TrainSettings, {"promote": True})))
+
+
+class Saboteur(logging.Handler):
+    """Does something once, at the moment a command says a sentence."""
+
+    def __init__(self, sentence: str, action: Callable[[], None]) -> None:
+        super().__init__()
+        self.sentence, self.action, self.done = sentence, action, False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.sentence in record.getMessage() and not self.done:
+            self.done = True
+            self.action()
+
+
+@pytest.fixture
+def at() -> Iterator[Callable[[str, Callable[[], None]], Saboteur]]:
+    logger = logging.getLogger("kit")
+    level, added = logger.level, []
+
+    def add(sentence: str, action: Callable[[], None]) -> Saboteur:
+        added.append(Saboteur(sentence, action))
+        logger.addHandler(added[-1])
+        return added[-1]
+
+    logger.setLevel(logging.INFO)
+    yield add
+    logger.setLevel(level)
+    for handler in added:
+        logger.removeHandler(handler)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,36 +43,6 @@ def reference(project: Project, table: pa.Table) -> dict[str, np.ndarray]:
     engine = open_engine(version.model_path, engine="onnxruntime", threads=1, signature=version.signature)
     outputs = engine.run(to_tensors(table, version.signature))
     return {**outputs, "label": np.array(version.signature.classes)[outputs["label"]]}
-
-
-class Saboteur(logging.Handler):
-    """Does something once, at the moment a command says a sentence."""
-
-    def __init__(self, sentence: str, action: Callable[[], None]) -> None:
-        super().__init__()
-        self.sentence, self.action, self.done = sentence, action, False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if self.sentence in record.getMessage() and not self.done:
-            self.done = True
-            self.action()
-
-
-@pytest.fixture
-def at() -> Iterator[Callable[[str, Callable[[], None]], Saboteur]]:
-    logger = logging.getLogger("kit")
-    level, added = logger.level, []
-
-    def add(sentence: str, action: Callable[[], None]) -> Saboteur:
-        added.append(Saboteur(sentence, action))
-        logger.addHandler(added[-1])
-        return added[-1]
-
-    logger.setLevel(logging.INFO)
-    yield add
-    logger.setLevel(level)
-    for handler in added:
-        logger.removeHandler(handler)
 
 
 def test_every_row_of_every_file_is_answered_exactly_like_the_engine_does(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.train import train
-from kit.errors import InputError
+from kit.errors import GateError, InputError
+from kit.gates import GateResult
 from kit.project import Project
 from kit.settings import TrainSettings
 
@@ -53,18 +54,32 @@ def test_training_registers_a_candidate_that_has_learnt_and_leaves_no_checkpoint
     assert len(record["epochs"]) == 24
 
 
-def test_a_killed_training_goes_on_where_it_was_and_ends_with_the_same_bytes(
-    lab: Any, trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_training_stopped_and_killed_on_the_way_ends_with_the_same_bytes(
+    lab: Any, trained: Any, tmp_path: Path, at: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     project = lab.twin(trained.project, tmp_path / "blobs")
-    driver = lab.start(project, "train", {})
-    lab.await_event(lambda: has_checkpoint(project) or driver.poll() is not None)
-    driver.send_signal(signal.SIGKILL)
-    driver.communicate()
-    assert driver.returncode == -signal.SIGKILL
+    for number in (signal.SIGINT, signal.SIGKILL):
+        driver = lab.start(project, "train", {})
+        lab.await_event(lambda running=driver: has_checkpoint(project) or running.poll() is not None)
+        driver.send_signal(number)
+        _, said = driver.communicate(timeout=60)
+        assert driver.returncode == -number
+        if number == signal.SIGINT:
+            assert said.rstrip().endswith("KeyboardInterrupt"), said
+            assert lab.processes() == []
     assert project.registry().versions() == []
+
+    killed: list[int] = []
+
+    def kill_the_worker() -> None:
+        for worker in lab.processes("RayTrainWorker"):
+            killed.append(worker.pid)
+            worker.kill()
+
+    at("epoch", kill_the_worker)
     with caplog.at_level(logging.INFO, logger="kit"):
         result = train(project, settings(project))
+    assert killed
     assert 1 not in epochs_shown(caplog)
     assert epochs_shown(caplog)[-1] == 24
     assert [each.epoch for each in result.epochs] == list(range(1, 25))
@@ -74,26 +89,6 @@ def test_a_killed_training_goes_on_where_it_was_and_ends_with_the_same_bytes(
         for each in (project, trained.project)
     ]
     assert signatures[0] == signatures[1]
-
-
-def test_a_killed_worker_is_replaced_and_the_result_is_the_same(
-    lab: Any, trained: Any, tmp_path: Path
-) -> None:
-    project = lab.twin(trained.project, tmp_path / "blobs")
-    killed: list[int] = []
-
-    def kill() -> None:
-        lab.await_event(lambda: has_checkpoint(project))
-        for worker in lab.processes("RayTrainWorker"):
-            killed.append(worker.pid)
-            worker.kill()
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    result = train(project, settings(project))
-    killer.join()
-    assert killed
-    assert result.version.digest == trained.result.version.digest
 
 
 def test_a_training_that_diverges_is_refused_once_in_one_sentence(
@@ -142,14 +137,9 @@ def test_a_network_that_cannot_work_is_refused_before_ray_starts(
     assert "starting Ray" not in caplog.text
 
 
-def test_an_interrupt_stops_training_and_everything_it_started(
-    lab: Any, trained: Any, tmp_path: Path
-) -> None:
-    project = lab.twin(trained.project, tmp_path / "blobs")
-    driver = lab.start(project, "train", {})
-    lab.await_event(lambda: has_checkpoint(project) or driver.poll() is not None)
-    driver.send_signal(signal.SIGINT)
-    _, said = driver.communicate(timeout=60)
-    assert said.rstrip().endswith("KeyboardInterrupt"), said
-    assert driver.returncode == -signal.SIGINT
-    assert lab.processes() == []
+def test_a_candidate_that_misses_a_gate_is_registered_but_not_promoted(trained: Any) -> None:
+    missed = replace(trained.result, gates=(GateResult("accuracy", 0.5, 0.9, passed=False),), promoted=False)
+    with pytest.raises(GateError, match=r"blobs@1 was not promoted: accuracy is 0\.5000, the gate 0\.9"):
+        missed.require_passed()
+    replace(missed, wanted=False).require_passed()
+    trained.result.require_passed()

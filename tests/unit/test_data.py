@@ -48,6 +48,16 @@ def test_the_split_is_the_same_every_time(tmp_path: Path) -> None:
     assert parts(load(other)) != parts(load(toy))
 
 
+def test_a_category_written_in_digits_is_a_string_where_the_input_says_so(tmp_path: Path) -> None:
+    project(tmp_path)
+    text = (tmp_path / "kit.toml").read_text(encoding="utf-8")
+    text = text.replace("data.parquet", "data.csv").replace("[model]", 'dtype = "string"\n[model]')
+    (tmp_path / "kit.toml").write_text(text, encoding="utf-8")
+    rows = "".join(f"0{index},{'no' if index % 2 else 'yes'}\n" for index in range(N_ROWS))
+    (tmp_path / "data.csv").write_text(f"a,y\n{rows}", encoding="utf-8")
+    assert load(Project.open(tmp_path)).train.tensors["x"][0, 0].startswith("0")
+
+
 def test_every_row_is_in_one_part(tmp_path: Path) -> None:
     split = load(project(tmp_path))
     assert sorted(row for part in parts(split) for row in part) == list(range(N_ROWS))

@@ -53,6 +53,12 @@ def test_csv_json_and_json_lines_give_the_same_tensors(tmp_path: Path) -> None:
     assert np.isnan(tables[0]["sizes"][0, 1])
 
 
+def test_a_whole_number_may_be_written_with_a_point(tmp_path: Path) -> None:
+    rows = read_rows(written(tmp_path, "rows.csv", HEADER + "1,2,3.0,true,a,[],z\n"), signature=SIGNATURE)
+    assert rows[0]["count"] == 3
+    assert type(rows[0]["count"]) is int
+
+
 def test_a_limit_reads_the_first_rows_only(tmp_path: Path) -> None:
     path = written(tmp_path, "rows.jsonl", json.dumps(ROWS[0]) + "\nbroken\n")
     assert read_rows(path, signature=SIGNATURE, limit=1) == ROWS[:1]
