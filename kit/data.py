@@ -105,9 +105,7 @@ def load(project: Project) -> Split:
 def held_out_table(project: Project) -> pa.Table:
     """Give the held-out rows as the table had them, all columns included."""
     signature = Signature("", project.settings.input_signature(), ())
-    table = read_table(
-        project.locate(project.settings.data.path), strings=signature.string_columns
-    )
+    table = read_table(project.locate(project.settings.data.path), strings=signature.string_columns)
     return table.take(load(project).test.rows)
 
 

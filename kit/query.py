@@ -76,8 +76,8 @@ def query(project: Project | None, settings: QuerySettings) -> QueryResult:
     with connect(settings.url, key=_read_key(project, settings), timeout_s=settings.timeout_s) as client:
         metadata = _ask(client, "GET", _path(settings.model))
         signature = _signature(settings.url, metadata)
-        columns = list(signature.columns) or None
-        table = read_table(settings.input, columns=columns, strings=signature.string_columns)
+        needed = list(signature.columns) or None
+        table = read_table(settings.input, columns=needed, strings=signature.string_columns)
         table = table.slice(0, settings.rows)
         tensors = to_tensors(table, signature)
         n_rows = table.num_rows

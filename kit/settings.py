@@ -453,7 +453,9 @@ def read_project_file(path: Path) -> ProjectFile:
             hint="run the command inside a project, or make one: kit init NAME",
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path.name} is not valid TOML: {error}") from error
+        raise SettingsError(
+            f"{path.name} is not valid TOML: {error}", hint="correct that place; strings stand in quotes"
+        ) from error
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
     sections = {*_GENERAL_SECTIONS, *COMMAND_SECTIONS}
@@ -461,10 +463,15 @@ def read_project_file(path: Path) -> ProjectFile:
         if section not in sections:
             raise SettingsError(f"{path.name}: [{section}] is not a section", hint=nearest(section, sections))
         if not isinstance(raw[section], dict):
-            raise SettingsError(f"{path.name}: {section} must be a table, [{section}]")
+            raise SettingsError(
+                f"{path.name}: {section} must be a table, [{section}]", hint=f"write [{section}]"
+            )
     for required in ("project", "data", "model"):
         if required not in raw:
-            raise SettingsError(f"{path.name}: the section [{required}] is missing")
+            raise SettingsError(
+                f"{path.name}: the section [{required}] is missing",
+                hint=f"add [{required}]; docs/reference.md describes its keys",
+            )
     parts: dict[str, Any] = {
         name: build(cls, raw[name], where=f"{path.name}: [{name}]")
         for name, cls in _GENERAL_SECTIONS.items()
@@ -534,9 +541,17 @@ def _sentence(cls: type[Settings], error: ValidationError, *, where: str) -> Set
             f"{where} does not know {finding['input']!r}", hint=nearest(str(finding["input"]), valid)
         )
     if finding["type"] == "value_error":
-        return SettingsError(f"{where}: {finding['ctx']['error']}")
+        return SettingsError(f"{where}: {finding['ctx']['error']}", hint=_help(cls))
     _, _, rule = finding["msg"].rpartition(" should ")  # "Input should be ...", "String should match ..."
-    return SettingsError(f"{where}: {place} = {finding['input']!r}, but it should {rule}")
+    return SettingsError(f"{where}: {place} = {finding['input']!r}, but it should {rule}", hint=_help(cls))
+
+
+def _help(cls: type[Settings]) -> str:
+    """Say where the keys of a group are described."""
+    commands = {each.__name__: name for name, each in COMMAND_SECTIONS.items()}
+    if cls.__name__ in commands:
+        return f"correct it; kit {commands[cls.__name__]} --help describes every setting"
+    return "correct it; docs/reference.md describes every key"
 
 
 def _owner(cls: type[Settings], location: tuple[int | str, ...]) -> type[Settings]:

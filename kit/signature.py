@@ -8,7 +8,7 @@ tables. Runs on a device: standard library and numpy only.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
@@ -215,10 +215,7 @@ class Signature:
             parts = []
             for column in spec.columns:
                 if column not in columns:
-                    raise InputError(
-                        f"column {column!r} is missing (input {spec.name!r} needs it)",
-                        hint=nearest(column, [str(name) for name in columns]),
-                    )
+                    raise _missing_column(spec, column, columns)
                 parts.append(_column(spec, column, columns[column]))
             n_rows = len(parts[0])
             uneven = [name for name, part in zip(spec.columns, parts) if len(part) != n_rows]
@@ -242,9 +239,10 @@ class Signature:
             if not isinstance(row, Mapping):
                 raise InputError(f"row {index} is a {type(row).__name__}; each row must be an object")
         if rows:
-            for column in self.columns:
-                if all(column not in row for row in rows):
-                    raise InputError(f"column {column!r} is missing", hint=nearest(column, rows[0]))
+            for spec in self.inputs:
+                for column in spec.columns:
+                    if all(column not in row for row in rows):
+                        raise _missing_column(spec, column, rows[0])
         return self.from_columns({column: [row.get(column) for row in rows] for column in self.columns})
 
     def class_names(self, indices: np.ndarray) -> list[ClassName]:
@@ -296,9 +294,7 @@ def _checked_strings(spec: TensorSpec, array: np.ndarray) -> np.ndarray:
     for index, value in enumerate(array.reshape(-1)):
         row = index // spec.row_size
         if not isinstance(value, str):
-            raise InputError(
-                f"input {spec.name!r}, row {row}: {value!r} is not a string"
-            )
+            raise InputError(f"input {spec.name!r}, row {row}: {value!r} is not a string")
         if not value and not spec.nullable:
             raise InputError(f"input {spec.name!r}, row {row}: a value is missing", hint=_null_hint(spec))
     return np.ascontiguousarray(array)
@@ -339,6 +335,13 @@ def _first_row(mask: np.ndarray) -> int:
 
 def _null_hint(spec: TensorSpec) -> str:
     return f"fill the value, or set nullable = true for input {spec.name!r} and train again"
+
+
+def _missing_column(spec: TensorSpec, column: str, there: Iterable[Any]) -> InputError:
+    return InputError(
+        f"column {column!r} is missing (input {spec.name!r} needs it)",
+        hint=nearest(column, [str(name) for name in there]),
+    )
 
 
 def _column(spec: TensorSpec, column: str, values: Any) -> np.ndarray:

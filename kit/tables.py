@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -148,9 +149,7 @@ def fingerprint(uri: str) -> str:
     return digest_of(digests)
 
 
-def read_table(
-    uri: str, *, columns: Sequence[str] | None = None, strings: Sequence[str] = ()
-) -> pa.Table:
+def read_table(uri: str, *, columns: Sequence[str] | None = None, strings: Sequence[str] = ()) -> pa.Table:
     """Read a whole table into memory.
 
     Args:
@@ -208,7 +207,7 @@ def _read_jsonl(stream: Any, strings: Sequence[str]) -> pa.Table:
     from pyarrow import json as jsonl
 
     content = stream.read()
-    table = jsonl.read_json(pa.BufferReader(content))
+    table = jsonl.read_json(BytesIO(content))
     # Arrow makes a timestamp of a string that looks like one. It is not told of all strings at
     # once, because it invents the columns that are not there.
     dates = [
@@ -219,7 +218,7 @@ def _read_jsonl(stream: Any, strings: Sequence[str]) -> pa.Table:
     if not dates:
         return table
     options = jsonl.ParseOptions(explicit_schema=pa.schema([(name, pa.string()) for name in dates]))
-    return jsonl.read_json(pa.BufferReader(content), parse_options=options)
+    return jsonl.read_json(BytesIO(content), parse_options=options)
 
 
 def to_tensors(table: pa.Table | pa.RecordBatch, signature: Signature) -> Tensors:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kit.errors import InputError, nearest
+from kit.errors import InputError
 from kit.signature import Signature
 
 SUFFIXES = (".csv", ".json", ".jsonl")
@@ -45,7 +45,7 @@ def read_rows(path: Path, *, signature: Signature, limit: int | None = None) -> 
     readers = {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _jsonl_rows}
     suffix = path.suffix.lower()
     if suffix not in readers:
-        raise InputError(f"rows cannot be read from {path}", hint=nearest(suffix, SUFFIXES))
+        raise InputError(f"rows cannot be read from {path}", hint=f"name a file of {', '.join(SUFFIXES)}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -401,3 +402,21 @@ def test_the_reference_engine_and_the_golden_answers_agree(exported: tuple[Proje
     engine = open_engine(version.model_path, engine="onnxruntime", threads=1, signature=version.signature)
     inputs, outputs = version.golden()
     assert (engine.run(inputs)["label"] == outputs["label"]).all()
+
+
+def test_converting_reports_to_nobody(tmp_path: Path) -> None:
+    # In a process of its own: NNCF keeps quiet by itself wherever pytest is loaded.
+    code = (
+        "from edge.convert_openvino import import_nncf; import_nncf(); "
+        "from nncf.telemetry.wrapper import telemetry; print(type(telemetry).__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.strip() != "NNCFTelemetry"
+    assert not (tmp_path / "intel").exists()
