@@ -88,8 +88,12 @@ def flash(project: Project, settings: FlashSettings) -> FlashResult:
         work = Path(scratch) / "bundle"
         unpack(bundle, work)
         trusted = project.trusted()
-        sealed = open_sealed(work, trusted=trusted, allowed=BUNDLE_FILES)
-        manifest = read_manifest(work)
+        try:
+            sealed = open_sealed(work, trusted=trusted, allowed=BUNDLE_FILES)
+            manifest = read_manifest(work)
+        except errors.VerificationError as error:  # the user knows the bundle, not where it was unpacked
+            message = error.message.replace(str(work), str(bundle))
+            raise errors.VerificationError(message, hint=error.hint) from error
     _check_place(folder, n_bytes=bundle.stat().st_size)
     try:
         folder.mkdir(exist_ok=True)

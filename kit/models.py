@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from kit.errors import InputError, VerificationError
 from kit.event_log import Event
+from kit.model_version import ModelVersion
 from kit.project import Project
 from kit.registry import UNSET, VersionRecord
 from kit.settings import ModelsSettings
@@ -71,8 +74,12 @@ def _verify(project: Project, reference: str | None) -> ModelsResult:
     registry = project.registry()
     registry.verify_log()
     records = registry.versions() if reference is None else [registry.resolve(reference)]
+    trusted = project.trusted()
     for record in records:
-        _, version = project.open_version(f"{record.model}@sha256:{record.digest}")
+        # What lies in the store is checked, not what an earlier download left on this machine.
+        with tempfile.TemporaryDirectory(prefix="kit-verify-") as fresh:
+            folder = project.store(cache=Path(fresh)).fetch(record.digest)
+            version = ModelVersion.open(folder, trusted=trusted, digest=record.digest)
         if version.name != record.model:
             raise VerificationError(f"{record.model}@{record.number} was signed as {version.name!r}")
     names = tuple(f"{record.model}@{record.number}" for record in records)

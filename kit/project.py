@@ -114,10 +114,15 @@ class Project:
         """Open the registry of model versions."""
         return Registry(self.state / "registry.db")
 
-    def store(self) -> Store:
-        """Open the store of model files."""
+    def store(self, *, cache: Path | None = None) -> Store:
+        """Open the store of model files.
+
+        Args:
+            cache: Folder for downloaded versions; ``<state>/cache`` when None.
+        """
         uri = self.settings.store.uri
-        return open_store(self.locate(uri) if uri else str(self.state / "store"), cache=self.state / "cache")
+        place = self.locate(uri) if uri else str(self.state / "store")
+        return open_store(place, cache=cache or self.state / "cache")
 
     def open_version(self, reference: str) -> tuple[VersionRecord, ModelVersion]:
         """Resolve a model reference, fetch its files and verify them.

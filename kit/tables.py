@@ -123,6 +123,8 @@ def list_files(uri: str) -> tuple[TableFile, ...]:
         if entry.type == fs.FileType.File and not hidden and f".{entry.extension}" in FORMATS:
             files.append(TableFile(entry.path, name, FORMATS[f".{entry.extension}"], entry.size))
     if not files:
+        if uri.startswith("s3://") and info.type == fs.FileType.NotFound:
+            _require_bucket(system, uri)
         what = "does not exist" if info.type == fs.FileType.NotFound else "holds no table"
         raise InputError(f"{uri} {what}", hint=f"name a file or folder of {', '.join(FORMATS)}")
     return tuple(files)
@@ -287,14 +289,29 @@ def _require(there: Sequence[str], columns: Sequence[str] | None, file: TableFil
             raise InputError(f"{file.name} has no column {column!r}", hint=nearest(column, there))
 
 
+def _require_bucket(system: fs.FileSystem, uri: str) -> None:
+    """Tell a bucket that is not there from a key that is not in it, which Arrow calls the same."""
+    from pyarrow import fs
+
+    bucket = uri.removeprefix("s3://").partition("/")[0]
+    try:
+        there = system.get_file_info(bucket).type != fs.FileType.NotFound
+    except OSError as error:
+        raise _unreadable(uri, error) from error
+    if not there:
+        raise _no_bucket(uri)
+
+
+def _no_bucket(uri: str) -> UnavailableError:
+    return UnavailableError(f"{uri}: the bucket does not exist", hint="make the bucket or correct its name")
+
+
 def _unreadable(uri: str, error: OSError) -> UnavailableError | InputError:
     text = str(error)
     if not uri.startswith("s3://"):
         return InputError(f"{uri} cannot be read: {text[:300]}")
     if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text:
-        return UnavailableError(
-            f"{uri}: the bucket does not exist", hint="make the bucket or correct its name"
-        )
+        return _no_bucket(uri)
     if "ACCESS_DENIED" in text or "403" in text or "credential" in text.lower():
         return UnavailableError(
             f"{uri}: S3 refuses access",

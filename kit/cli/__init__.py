@@ -197,7 +197,7 @@ def _check_submitted(project: Project, words: Sequence[str]) -> None:
     from kit.cli.flags import given
 
     command = find_command(words[0])
-    if command is not None and command.needs_project:
+    if command is not None and command.name in ("train", "predict"):  # the others submit itself refuses
         cls = command.load_settings()
         project.command(command.name, cls, given(build_parser(command).parse_args(words[1:]), cls))
 

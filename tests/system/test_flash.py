@@ -89,8 +89,9 @@ def test_a_bundle_that_does_not_verify_leaves_the_device_untouched(
         path.write_bytes(b"hello" * 1000)
     elif kind == "absent":
         path.unlink()
-    with pytest.raises(InputError if kind == "absent" else VerificationError):
+    with pytest.raises(InputError if kind == "absent" else VerificationError) as caught:
         flash(project, settings(path, tmp_path / "device"))
+    assert str(path) in caught.value.message  # not the place where it was unpacked
     assert not (tmp_path / "device").exists()
 
 

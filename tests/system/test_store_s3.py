@@ -13,6 +13,10 @@ import pytest
 
 from kit.errors import KitError, NotFoundError, SettingsError, UnavailableError, VerificationError
 from kit.files import digest_of, sha256_file
+from kit.model_version import Parts, write_model_version
+from kit.models import models
+from kit.project import Project
+from kit.settings import ModelsSettings
 from kit.store import Store, open_store
 
 FILES = {
@@ -231,3 +235,20 @@ def test_a_refusal_is_one_sentence_without_the_servers_own_words(
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_verify_reads_what_lies_in_the_store_not_an_earlier_download(
+    bucket: Any, digits_project: Path, tiny_parts: Parts, tmp_path: Path
+) -> None:
+    toml = digits_project / "kit.toml"
+    toml.write_text(f'{toml.read_text(encoding="utf-8")}\n[store]\nuri = "{URI}"\n', encoding="utf-8")
+    project = Project.open(digits_project)
+    digest = write_model_version(tiny_parts, folder=tmp_path / "tiny", key=project.signing_key())
+    uri = project.store().put(tmp_path / "tiny", digest=digest)
+    project.registry().register("tiny", digest=digest, uri=uri, summary={})
+    verify = ModelsSettings(action="verify")
+    project.open_version("tiny@1")
+    assert models(project, verify).checked == ("log", "tiny@1")
+    bucket.put_object(Key=f"team/a/{digest}/model.onnx", Body=b"other")
+    with pytest.raises(VerificationError, match=f"the files in {URI}/{digest} have the digest"):
+        models(project, verify)

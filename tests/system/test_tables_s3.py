@@ -49,7 +49,10 @@ def test_a_folder_on_s3_reads_like_a_local_one(folder: Path) -> None:
 
 
 def test_a_bucket_or_a_key_that_is_not_there_is_named(folder: Path) -> None:
-    assert "s3://nowhere/a.csv" in refusal("s3://nowhere/a.csv").message
+    for uri in ("s3://nowhere/a.csv", "s3://nowhere/folder/", "s3://nowhere"):
+        error = refusal(uri)
+        assert isinstance(error, UnavailableError)
+        assert error.message == f"{uri}: the bucket does not exist"
     assert refusal("s3://tables/nothing").message == "s3://tables/nothing does not exist"
     for uri in ("s3://", "s3:///a.csv", "s3://tables//a.csv", "s3://UPPER_case/a.csv"):
         assert refusal(uri).message

@@ -84,12 +84,13 @@ def test_an_unknown_flag_is_refused_with_the_commands_help(capsys: pytest.Captur
         (["serve", "digits", "--host", "0.0.0.0", "--auth", "none"], "host '0.0.0.0' is reachable"),
         (["predict", "digits", "--engine", "litert", "--input", "a", "--output", "b"], "engine = 'litert'"),
         (["flash", "a.bundle", "usb"], "device = 'usb'"),
+        (["submit", "--", "export"], "'export' cannot run as a job"),
     ],
 )
 def test_a_bad_value_is_named_before_anything_starts(
     digits_project: Path, words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*words, "--project", str(digits_project)]) == 2
+    assert main([words[0], "--project", str(digits_project), *words[1:]]) == 2
     said = capsys.readouterr().err
     assert sentence in said
     assert "Traceback" not in said
