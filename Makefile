@@ -27,9 +27,14 @@ setup: .venv/ready .venv-device/ready  ## install everything into .venv, and a d
 	@.venv-device/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[litert,openvino]'
 	@touch $@
 
-.venv-oms: constraints.txt  # the official verifier of model signatures, which shares no environment with us
-	@$(PYTHON) -m venv $@
-	@$@/bin/python -m pip install --quiet --disable-pip-version-check model-signing==1.1.1 pyopenssl
+.venv-oms/ready:  # the official verifier of model signatures, which shares no environment with us
+	@$(PYTHON) -m venv .venv-oms
+	@.venv-oms/bin/python -m pip install --quiet --disable-pip-version-check model-signing==1.1.1 pyopenssl==26.4.0
+	@touch $@
+
+.venv-tflite/ready: pyproject.toml  # an old device: tflite-runtime 2.14 and numpy 1
+	@$(PYTHON) -m venv .venv-tflite
+	@.venv-tflite/bin/python -m pip install --quiet --disable-pip-version-check -e '.[tflite-runtime]'
 	@touch $@
 
 demo: setup  ## train on real data, then answer in a batch, over HTTP and on a device
@@ -44,7 +49,7 @@ fix: .venv/ready  ## format and repair what can be repaired
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-test: setup .venv-oms  ## all tests
+test: setup .venv-oms/ready .venv-tflite/ready  ## all tests
 	$(BIN)/python -m pytest
 
 bench: setup  ## the figures the documents show: ours beside a bare loop, interleaved
@@ -52,4 +57,4 @@ bench: setup  ## the figures the documents show: ours beside a bare loop, interl
 	folder=$$(mktemp -d) && $(DEMO) --folder $$folder >/dev/null && $(BIN)/python benchmarks/serve.py $$folder/digits digits
 
 clean:  ## remove the environments and caches
-	rm -rf .venv .venv-device .venv-oms .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-device .venv-oms .venv-tflite .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from kit import local_ray
 from kit.errors import KitError, MissingDependencyError, UnavailableError, install_line
 from kit.project import STATE_VARIABLE, Project
 
@@ -50,6 +51,7 @@ def connected(address: str | None, *, project: Project) -> Iterator[None]:
         MissingDependencyError: Ray is not installed.
     """
     _set_environment()
+    local_ray.prepare()
     try:
         import ray
     except ImportError as error:
@@ -75,7 +77,7 @@ def connected(address: str | None, *, project: Project) -> Iterator[None]:
         # Nobody reclaims this machine: spare the process that would watch for it.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         _log.info("starting Ray on this machine")
-        ray.init(address="local", include_dashboard=False, **quiet)
+        ray.init(**local_ray.OPTIONS)
     try:
         yield
     finally:
@@ -84,8 +86,6 @@ def connected(address: str | None, *, project: Project) -> Iterator[None]:
 
 def _set_environment() -> None:
     """Set what Ray reads from the environment when it starts or joins, where the user has not."""
-    # Ray runs workers at nice 15 unless told otherwise.
-    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")

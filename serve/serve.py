@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+from kit import local_ray
 from kit.errors import InputError, UnavailableError
 from kit.files import write_atomic
 from kit.model_version import ModelVersion
@@ -221,9 +222,7 @@ def _local_ray(stopper: _Stopper) -> Iterator[None]:
     _logger.info("starting Ray")
     try:
         try:
-            ray.init(
-                address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-            )
+            ray.init(**local_ray.OPTIONS)
         except SystemExit as exit_by_ray:  # while Ray starts, SIGTERM is its own and ends in sys.exit
             raise _StoppedError from exit_by_ray
         except Exception as error:  # Ray reports a failed start in many shapes

@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -169,6 +170,11 @@ def _call(command: Command, parsed: argparse.Namespace) -> Any:
     settings = project.command(command.name, cls, flags)
     if command.name == "submit" and settings.command:
         _check_submitted(project, settings.command)
+    if command.announces:  # stdout belongs to the JSON where that was asked for
+        stream = sys.stderr if parsed.json else sys.stdout
+        return command.load_run()(
+            project, settings, announce=lambda text: print(text, file=stream, flush=True)
+        )
     return command.load_run()(project, settings)
 
 

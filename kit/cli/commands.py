@@ -22,6 +22,7 @@ class Command:
         run: ``module:function`` that does the work.
         show: Function in ``kit.cli.show`` that prints its result.
         needs_project: Whether it runs inside a project's folder.
+        announces: Whether it has something to say before it ends; it is given ``announce``.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Command:
     run: str
     show: str
     needs_project: bool = True
+    announces: bool = False
 
     def load_settings(self) -> Any:
         """Import the settings class."""
@@ -61,7 +63,14 @@ COMMANDS: tuple[Command, ...] = (
     Command("train", "train and register a candidate", "TrainSettings", "jobs.train:train", "train"),
     Command("models", "list, inspect and promote versions", "ModelsSettings", "kit.models:models", "models"),
     Command("predict", "predict every row of a table", "PredictSettings", "jobs.predict:predict", "predict"),
-    Command("serve", "serve a model over HTTP", "ServeSettings", "kit.cli.serving:serve", "serve"),
+    Command(
+        "serve",
+        "serve a model over HTTP",
+        "ServeSettings",
+        "kit.cli.serving:serve",
+        "serve",
+        announces=True,
+    ),
     Command("query", "ask an endpoint", "QuerySettings", "kit.query:query", "query"),
     Command("export", "build and measure INT8 bundles", "ExportSettings", "edge.export:export", "export"),
     Command("flash", "put a bundle on a device", "FlashSettings", "edge.flash:flash", "flash"),

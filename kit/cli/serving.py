@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kit.project import Project
@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from serve.serve import ServeResult, ServeStatus
 
 
-def serve(project: Project, settings: ServeSettings) -> ServeResult | None:
-    """Serve until interrupted, saying where as soon as the endpoint answers."""
+def serve(
+    project: Project, settings: ServeSettings, *, announce: Callable[[str], None]
+) -> ServeResult | None:
+    """Serve until interrupted, announcing where as soon as the endpoint answers."""
     from serve.serve import serve as run
 
-    return run(project, settings, on_ready=lambda status: _announce(status))
+    return run(project, settings, on_ready=lambda status: announce(_announcement(status)))
 
 
-def _announce(status: ServeStatus) -> None:
+def _announcement(status: ServeStatus) -> str:
     lines = [
         f"{status.model}@{status.version} answers at {status.url} after {status.start_s:.1f} s "
         f"({status.replicas} x {status.engine}, {status.ingress} ingress)"
@@ -27,5 +29,4 @@ def _announce(status: ServeStatus) -> None:
     if status.key_file:
         lines.append(f"key: {status.key_file}")
     lines.append(f"ask it: kit query {status.model} --input TABLE --url {status.url}    stop it: Ctrl-C")
-    print("\n".join(lines), flush=True)
-    sys.stdout.flush()
+    return "\n".join(lines)

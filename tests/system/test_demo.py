@@ -34,12 +34,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     done = subprocess.run(
         [sys.executable, "-m", "kit.cli.demo", "--folder", folder, "--device-python", DEVICE_PYTHON],
         cwd=ROOT,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         timeout=280,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-6000:]
     record = json.loads((folder / "digits" / ".kit" / "runs" / "demo" / "latest.json").read_text())
     return Demo(done.stdout, folder / "digits", {row["place"]: row for row in record["rows"]})
 

@@ -18,7 +18,7 @@ PYTHON = Path(os.environ.get("KIT_OMS_PYTHON", Path(__file__).parents[2] / ".ven
 ALLOWED = ("*.onnx", "golden/*.npz", "golden-more/*.npz")
 
 pytestmark = pytest.mark.skipif(
-    not PYTHON.exists(), reason="the official tool is not installed; run `make .venv-oms`"
+    not PYTHON.exists(), reason="the official tool is not installed; run `make .venv-oms/ready`"
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -243,33 +244,37 @@ def test_the_replicas_own_port_asks_for_the_key_too(served: Served) -> None:
         assert answer.status_code == 401
 
 
-def test_haproxy_and_the_replicas_listen_on_this_machine_alone(served: Served) -> None:
-    ours = [
-        pid
-        for pid, words in descendants(served.process.pid).items()
-        if "haproxy -db" in words or words.startswith("ray::ServeReplica")
-    ]
-    for port in listening_elsewhere(ours):
-        # What is left open is Ray's own gRPC, which asks for the cluster's token; HTTP must get no answer.
-        with pytest.raises(httpx.HTTPError):
-            httpx.get(f"http://127.0.0.1:{port}/", timeout=5, trust_env=False).raise_for_status()
+def test_no_page_of_the_endpoint_is_open_to_other_machines(served: Served) -> None:
+    ours = descendants(served.process.pid)
+    haproxy = [pid for pid, words in ours.items() if "haproxy -db" in words]
+    assert haproxy
+    assert listening_elsewhere(haproxy) == []
+    # What is left is Ray's own: gRPC and its agent, which ask for the cluster's token.
+    for address, port in listening_elsewhere([served.process.pid, *ours]):
+        for path in ("/", "/metrics", "/api/version", "/logs"):
+            with contextlib.suppress(httpx.HTTPError):
+                answer = httpx.get(f"http://{address}:{port}{path}", timeout=5, trust_env=False)
+                assert answer.status_code != 200, (address, port, path, answer.text[:200])
 
 
-def listening_elsewhere(pids: list[int]) -> list[int]:
-    """Ports on which these processes listen beyond loopback."""
+def listening_elsewhere(pids: list[int]) -> list[tuple[str, int]]:
+    """Where these processes listen beyond loopback: an address that reaches it, and the port."""
     inodes = set()
     for pid in pids:
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            name = os.readlink(entry)
-            if name.startswith("socket:["):
-                inodes.add(name[8:-1])
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            names = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+            inodes |= {name[8:-1] for name in names if name.startswith("socket:[")}
     found = []
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
             address, _, port = fields[1].partition(":")
-            if fields[3] == "0A" and fields[9] in inodes and not address.endswith("0100007F"):
-                found.append(int(port, 16))
+            if fields[3] != "0A" or fields[9] not in inodes or address.endswith("0100007F"):
+                continue
+            shown = (
+                "127.0.0.1" if set(address) == {"0"} else socket.inet_ntoa(bytes.fromhex(address[-8:])[::-1])
+            )
+            found.append((shown, int(port, 16)))
     return found
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from kit.cli import build_parser, main, overview
 from kit.cli.commands import COMMANDS, Command
-from kit.cli.flags import given
+from kit.cli.flags import _choices, given
 from kit.cli.reference import reference
 from kit.errors import EXIT_CODES, KitError, SettingsError
 
@@ -36,7 +36,10 @@ def test_help_describes_every_setting_of_the_command(command: Command) -> None:
     text = " ".join(build_parser(command).format_help().split())
     for name, field in command.load_settings().model_fields.items():
         assert " ".join((field.description or "").rstrip(".").split()) in text, name
-        assert name.replace("_", "-") in text or name.upper() in text or field.json_schema_extra
+        choices = "|".join(_choices(field))
+        assert (
+            f"--{name.replace('_', '-')}" in text or name.upper() in text or choices in text.replace(" ", "")
+        )
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
