@@ -6,6 +6,7 @@ Knows nothing of what runs there.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -15,7 +16,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kit import local_ray
-from kit.errors import KitError, MissingDependencyError, UnavailableError, install_line
+from kit.errors import (
+    InputError,
+    KitError,
+    MissingDependencyError,
+    SettingsError,
+    UnavailableError,
+    install_line,
+)
 from kit.project import STATE_VARIABLE, Project
 
 _log = logging.getLogger("kit")
@@ -25,7 +33,13 @@ _log = logging.getLogger("kit")
 EXCLUDES = (
     "*.pem",
     "*.key",
-    ".env",
+    "*.p12",
+    "*.pfx",
+    "id_*",
+    ".env*",
+    ".netrc",
+    ".aws/",
+    ".ssh/",
     ".kit/",
     ".git/",
     ".venv*/",
@@ -35,6 +49,8 @@ EXCLUDES = (
 )
 _PACKAGES = ("kit", "jobs", "serve", "edge")
 _CONNECT_TIMEOUT_S = 5.0
+_MAX_DEPTH = 6  # of errors wrapped in errors
+_NO_SPACE = os.strerror(errno.ENOSPC)
 
 
 @contextlib.contextmanager
@@ -158,25 +174,74 @@ def check_reachable(address: str) -> None:
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
-    except OSError as error:
+    except (OSError, UnicodeError, OverflowError) as error:  # a name no DNS takes, a port beyond 65535
         raise UnavailableError(
-            f"no cluster answers at {address}: {error.strerror or error}",
+            f"no cluster answers at {address}: {getattr(error, 'strerror', None) or error}",
             hint="start it (ray up ray-cluster.yaml), or leave --address out to run on this machine",
         ) from error
 
 
 def n_cpus() -> int:
-    """Count the CPUs of the Ray that is connected."""
+    """Count the CPUs of the Ray that is connected; an autoscaler may add more."""
     import ray
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's gap
     return int(resources.get("CPU", 0))
 
 
+def check_room(workers: int, *, threads: int, address: str | None) -> None:
+    """Refuse more workers than this machine has CPUs for; a cluster may grow, so it is asked for all.
+
+    Args:
+        workers: Processes that run at a time.
+        threads: CPUs each of them takes.
+        address: The cluster's; None is this machine, or the cluster that runs this job.
+
+    Raises:
+        InputError: They do not fit on this machine.
+    """
+    cpus = n_cpus()
+    if workers * threads <= cpus:
+        return
+    each = f" of {threads} threads" if threads > 1 else ""
+    if address is not None or _inside_job():
+        _log.info("asking for %d workers%s; the cluster has %d CPUs now", workers, each, cpus)
+        return
+    if threads > cpus:
+        raise InputError(
+            f"threads = {threads}, but this machine has {cpus} CPUs", hint=f"set threads to {cpus} or less"
+        )
+    raise InputError(
+        f"workers = {workers}{each}, but this machine has {cpus} CPUs",
+        hint=f"set workers to {cpus // threads} or less",
+    )
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Say whether a full disk is behind an error, however many times it was wrapped on the way."""
+    for _ in range(_MAX_DEPTH):
+        if error is None:
+            return False
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _NO_SPACE in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def is_local(address: str) -> bool:
-    """Say whether an address, ``host:port`` or a URL, lies on this machine."""
-    host = urlsplit(address if "://" in address else f"//{address}").hostname
-    return host in ("127.0.0.1", "localhost", "::1")
+    """Say whether an address, ``host:port`` or a URL, lies on this machine.
+
+    Raises:
+        SettingsError: It is not an address.
+    """
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        _ = parts.port  # looked at here, because it is parsed when it is asked for
+    except ValueError as error:
+        raise SettingsError(
+            f"{address!r} is not an address: {error}", hint="give an address like http://10.0.0.5:8265"
+        ) from error
+    return parts.hostname in ("127.0.0.1", "localhost", "::1")
 
 
 @contextlib.contextmanager
@@ -198,7 +263,7 @@ def translated() -> Iterator[None]:
 def _ours(error: object, *, depth: int) -> KitError | None:
     if isinstance(error, KitError):
         return error
-    if depth > 6 or not isinstance(error, BaseException):
+    if depth > _MAX_DEPTH or not isinstance(error, BaseException):
         return None
     inner = [getattr(error, "cause", None), error.__cause__]
     failures = getattr(error, "worker_failures", None)

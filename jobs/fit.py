@@ -6,6 +6,7 @@ nothing of tables, registries or exports. Torch is imported when the loop starts
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import math
@@ -13,12 +14,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kit.errors import InputError, KitError, ProjectError, nearest
+from jobs.cluster import is_disk_full
+from kit.errors import InputError, KitError, ProjectError, UnavailableError, nearest
 from kit.project import Project
 
 if TYPE_CHECKING:
@@ -97,7 +100,7 @@ def build_network(project: Project, *, n_features: int, n_classes: int) -> torch
     settings = project.settings.model
     factory = project.load_object(settings.factory)
     if not callable(factory):
-        raise ProjectError(f"{settings.factory!r} is a {type(factory).__name__}, not a function")
+        raise ProjectError(f"{settings.factory!r} is a value of type {type(factory).__name__}, not a function")
     takes = inspect.signature(factory).parameters
     free = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes.values())
     for name in settings.parameters:
@@ -116,7 +119,7 @@ def build_network(project: Project, *, n_features: int, n_classes: int) -> torch
         ) from error
     if not isinstance(network, torch.nn.Module):
         raise ProjectError(
-            f"the factory {settings.factory!r} returned a {type(network).__name__}",
+            f"the factory {settings.factory!r} returned a value of type {type(network).__name__}",
             hint="return a torch.nn.Module",
         )
     return network
@@ -174,9 +177,24 @@ def loop(config: dict[str, Any]) -> None:
     except KitError as error:
         ray.get(listener.refuse.remote(error))
         raise
+    except Exception as error:  # torch, pyarrow and Ray each wrap the system's error in their own
+        if not is_disk_full(error):
+            raise
+        refusal = disk_full()
+        ray.get(listener.refuse.remote(refusal))
+        raise refusal from error
+
+
+def disk_full() -> UnavailableError:
+    """Say that a checkpoint found no room; trying again would not make any."""
+    return UnavailableError(
+        "the disk is full; a checkpoint of the training cannot be written",
+        hint="free some space, then run the same command again: it continues from the last checkpoint",
+    )
 
 
 def _train(fit: FitConfig, arrays: dict[str, np.ndarray], *, listener: Any) -> None:
+    import ray
     import torch
     from ray import train
     from ray.train.torch import get_device, prepare_model
@@ -199,7 +217,16 @@ def _train(fit: FitConfig, arrays: dict[str, np.ndarray], *, listener: Any) -> N
         world=context.get_world_size(),
     )
     trainer.resume(train.get_checkpoint())
-    trainer.run(hear=listener.hear.remote, keep=trainer.report)
+    told: list[Any] = []
+
+    def tell(figures: dict[str, Any]) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # what is shown decides nothing
+            ray.get(told)  # an asynchronous actor may take two calls in either order
+        told[:] = [listener.hear.remote(figures)]
+
+    trainer.run(hear=tell, keep=trainer.report)
+    with contextlib.suppress(ray.exceptions.RayError):
+        ray.get(told)
 
 
 class _Trainer:
@@ -319,8 +346,10 @@ class _Trainer:
         import torch
 
         state = {"network": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save(state, folder / WEIGHTS)
-        torch.save(self.best, folder / BEST)
+        for name, content in ((WEIGHTS, state), (BEST, self.best)):
+            packed = BytesIO()  # written by Python, which tells a full disk from other failures
+            torch.save(content, packed)
+            (folder / name).write_bytes(packed.getvalue())
         (folder / PROGRESS).write_text(json.dumps(asdict(self.progress)))
 
     def _pass(self, epoch: int) -> float:

@@ -7,10 +7,12 @@ only then signs and registers. Everything that can be refused is refused before 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import shutil
 import tempfile
@@ -24,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import kit
-from jobs.cluster import connected, n_cpus, translated
-from jobs.fit import BEST, PROGRESS, Epoch, FitConfig, build_network, check_network, loop
+from jobs.cluster import check_room, connected, is_disk_full, translated
+from jobs.fit import BEST, PROGRESS, Epoch, FitConfig, build_network, check_network, disk_full, loop
 from kit.data import Split, load
-from kit.errors import GateError, InputError, KitError, ProjectError
+from kit.errors import ConflictError, GateError, InputError, KitError, ProjectError, UnavailableError
 from kit.files import canonical_json, digest_of, sha256_file
 from kit.gates import GateResult, check_floors
 from kit.metrics import evaluate
@@ -116,10 +118,12 @@ def train(project: Project, settings: TrainSettings) -> TrainResult:
         InputError: The data, the project's Python or the settings break a rule; training diverged.
         GateError: The exported graph does not answer like the Python pipeline.
         NotFoundError: There is no signing key.
+        ConflictError: The same training is running already.
         UnavailableError: The cluster, the store or the disk fails.
     """
     key = project.signing_key()
     project.trusted()
+    project.store().contains("0" * 64)  # asks S3 once: a missing bucket or key is found now
     split = load(project)
     signature = project.settings.signature(split.classes)
     prepared = _prepare(project, split, signature)
@@ -127,6 +131,23 @@ def train(project: Project, settings: TrainSettings) -> TrainResult:
     network = build_network(project, n_features=_width(prepared.train), n_classes=len(split.classes))
     check_network(network, rows=prepared.train[:2], n_classes=len(split.classes))
     identity = _run_identity(project, split, settings)
+    with _alone(project.state / "train", identity):
+        result = _run(project, settings, split, prepared, identity=identity, key=key)
+        shutil.rmtree(project.state / "train" / identity, ignore_errors=True)
+    return result
+
+
+def _run(
+    project: Project,
+    settings: TrainSettings,
+    split: Split,
+    prepared: _Prepared,
+    *,
+    identity: str,
+    key: Path,
+) -> TrainResult:
+    """Do what comes after everything that can be refused early."""
+    signature = project.settings.signature(split.classes)
     fitted = _fit(project, settings, split, prepared, identity=identity)
     parts, parity, metrics, test_outputs = _export(project, settings, split, prepared, fitted, signature)
     gates = check_floors(metrics, dict[str, float](project.settings.gates.floors.items()))
@@ -153,7 +174,6 @@ def train(project: Project, settings: TrainSettings) -> TrainResult:
             "confusion": _confusion(split, test_outputs),
         },
     )
-    shutil.rmtree(project.state / "train" / identity, ignore_errors=True)
     return TrainResult(
         version=version,
         metrics=metrics,
@@ -165,6 +185,34 @@ def train(project: Project, settings: TrainSettings) -> TrainResult:
         record=record,
         wanted=settings.promote,
     )
+
+
+@contextmanager
+def _alone(folder: Path, identity: str) -> Iterator[None]:
+    """Keep a second training of the same identity out: both would write the same checkpoints."""
+    lock = folder / f"{identity}.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    except OSError as error:
+        raise UnavailableError(
+            f"{lock} cannot be written: {error.strerror}", hint="make the folder writable"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = not os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        except (BlockingIOError, FileNotFoundError):  # held, or its holder has just left
+            taken = True
+        if taken:
+            raise ConflictError(
+                f"the training {identity} of the same data, code and settings is running already",
+                hint="wait until it has ended, or change a setting",
+            )
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _prepare(project: Project, split: Split, signature: Signature) -> _Prepared:
@@ -184,7 +232,7 @@ def _prepare(project: Project, split: Split, signature: Signature) -> _Prepared:
         raise ProjectError(f"{reference!r} failed: {type(error).__name__}: {error}") from error
     if not isinstance(transformer, BaseEstimator) or not hasattr(transformer, "transform"):
         raise ProjectError(
-            f"{reference!r} returned a {type(transformer).__name__}",
+            f"{reference!r} returned a value of type {type(transformer).__name__}",
             hint="return an unfitted scikit-learn transformer",
         )
     check_transformer(transformer)
@@ -293,17 +341,14 @@ def _run_trainer(
 
     for name in ("ray.train", "ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    cpus = n_cpus()
-    if settings.workers > cpus:
-        raise InputError(
-            f"workers = {settings.workers}, but the cluster has {cpus} CPUs",
-            hint=f"set workers to {cpus} or less",
-        )
+    check_room(settings.workers, threads=settings.threads, address=settings.address)
     with _listening() as listener, _refused(listener), translated():
         trainer = Interruptible(
             loop,
             train_loop_config={"fit": asdict(fit), "arrays": ray.put(arrays), "listener": listener},
-            scaling_config=ScalingConfig(num_workers=settings.workers, resources_per_worker={"CPU": 1}),
+            scaling_config=ScalingConfig(
+                num_workers=settings.workers, resources_per_worker={"CPU": settings.threads}
+            ),
             run_config=RunConfig(
                 name=identity,
                 storage_path=str(storage),
@@ -328,6 +373,8 @@ def _refused(listener: Any) -> Iterator[None]:
         refusal = ray.get(listener.refusal.remote())
         if refusal is not None:
             raise refusal from error
+        if is_disk_full(error):
+            raise disk_full() from error
         raise
     refusal = ray.get(listener.refusal.remote())
     if refusal is not None:

@@ -113,7 +113,7 @@ class DataSettings(Settings):
     validation_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="Share of the remaining rows that early stopping watches."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the split.")
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of the split.")
 
     @model_validator(mode="after")
     def _no_overlap(self) -> DataSettings:
@@ -222,7 +222,9 @@ class TrainSettings(CommandSettings):
     patience_epochs: int = Field(
         default=8, ge=1, le=100_000, description="Epochs without a better validation loss before stopping."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the weights and of the order of rows.")
+    seed: int = Field(
+        default=0, ge=0, le=2**32 - 1, description="Seed of the weights and of the order of rows."
+    )
     workers: int = Field(default=1, ge=1, le=1024, description="Training processes (data parallel).")
     threads: int = Field(default=1, ge=1, le=256, description="CPU threads per worker.")
     parity_tolerance: float = Field(

@@ -6,9 +6,10 @@ pyarrow. What a value may be is the signature's business.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -115,7 +116,7 @@ def list_files(uri: str) -> tuple[TableFile, ...]:
         else:
             found = [info] if info.type == fs.FileType.File else []
     except OSError as error:
-        raise _unreadable(uri, error) from error
+        raise storage_error(uri, error) from error
     files = []
     for entry in sorted(found, key=lambda item: item.path):
         name = entry.path[len(root) :].lstrip("/") or entry.base_name
@@ -146,7 +147,7 @@ def fingerprint(uri: str) -> str:
                 while chunk := stream.read(_CHUNK_BYTES):
                     digest.update(chunk)
         except OSError as error:
-            raise _unreadable(f"{uri} ({file.name})", error) from error
+            raise storage_error(f"{uri} ({file.name})", error) from error
         digests[file.name] = digest.hexdigest()
     return digest_of(digests)
 
@@ -180,7 +181,7 @@ def read_file(
     from pyarrow import csv, parquet
 
     system, _ = open_file_system(uri)
-    try:
+    with reading(uri, file):
         if file.format == "parquet":
             with parquet.ParquetFile(file.path, filesystem=system) as opened:
                 _require(opened.schema_arrow.names, columns, file)  # before the bytes are read
@@ -196,12 +197,34 @@ def read_file(
                 table = csv.read_csv(source, convert_options=options)
             else:
                 table = _read_jsonl(source, strings)
+    _require(table.column_names, columns, file)
+    return table.select(list(columns)) if columns is not None else table
+
+
+@contextlib.contextmanager
+def reading(uri: str, file: TableFile) -> Iterator[None]:
+    """Give what pyarrow raises while it reads a file as one sentence that names the file.
+
+    Args:
+        uri: The table the file belongs to.
+        file: The file.
+
+    Raises:
+        InputError: Its content cannot be read.
+        UnavailableError: S3 does not answer or refuses.
+    """
+    import pyarrow as pa
+
+    try:
+        yield
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise InputError(f"{file.name} cannot be read as {file.format}: {error}") from error
     except OSError as error:
-        raise _unreadable(f"{uri} ({file.name})", error) from error
-    _require(table.column_names, columns, file)
-    return table.select(list(columns)) if columns is not None else table
+        if "AWS Error" not in str(error) and file.format == "parquet":  # damaged pages are OSErrors too
+            raise InputError(
+                f"{uri} ({file.name}) cannot be read: {' '.join(str(error)[:300].split())}"
+            ) from error
+        raise storage_error(f"{uri} ({file.name})", error) from error
 
 
 def _read_jsonl(stream: Any, strings: Sequence[str]) -> pa.Table:
@@ -297,7 +320,7 @@ def _require_bucket(system: fs.FileSystem, uri: str) -> None:
     try:
         there = system.get_file_info(bucket).type != fs.FileType.NotFound
     except OSError as error:
-        raise _unreadable(uri, error) from error
+        raise storage_error(uri, error) from error
     if not there:
         raise _no_bucket(uri)
 
@@ -306,7 +329,13 @@ def _no_bucket(uri: str) -> UnavailableError:
     return UnavailableError(f"{uri}: the bucket does not exist", hint="make the bucket or correct its name")
 
 
-def _unreadable(uri: str, error: OSError) -> UnavailableError | InputError:
+def storage_error(uri: str, error: OSError) -> UnavailableError | InputError:
+    """Give what a file system raised as one sentence: who must act, and on what.
+
+    Args:
+        uri: The place that was read or written.
+        error: What pyarrow raised there.
+    """
     text = str(error)
     if not uri.startswith("s3://"):
         return InputError(f"{uri} cannot be read: {text[:300]}")
