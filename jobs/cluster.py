@@ -168,7 +168,7 @@ def check_reachable(address: str) -> None:
     if address == "auto":
         return
     host, _, port = address.split("://")[-1].split("/")[0].rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal():
         raise UnavailableError(
             f"{address!r} is not host:port", hint="give an address like 10.0.0.5:6379 or http://10.0.0.5:8265"
         )

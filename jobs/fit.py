@@ -100,7 +100,9 @@ def build_network(project: Project, *, n_features: int, n_classes: int) -> torch
     settings = project.settings.model
     factory = project.load_object(settings.factory)
     if not callable(factory):
-        raise ProjectError(f"{settings.factory!r} is a value of type {type(factory).__name__}, not a function")
+        raise ProjectError(
+            f"{settings.factory!r} is a value of type {type(factory).__name__}, not a function"
+        )
     takes = inspect.signature(factory).parameters
     free = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes.values())
     for name in settings.parameters:

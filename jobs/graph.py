@@ -131,7 +131,6 @@ def export_onnx(
     return data
 
 
-
 def _evaluating(network: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(network).cpu().eval().requires_grad_(False)
 
@@ -190,7 +189,9 @@ def _check_answer(network: torch.nn.Module, *, signature: Signature, sample: np.
     with torch.no_grad():
         answer = _evaluating(network)(torch.zeros((2, *sample.shape[1:])))
     if not isinstance(answer, torch.Tensor):
-        raise ProjectError(f"the network answers with a value of type {type(answer).__name__}; one tensor is expected")
+        raise ProjectError(
+            f"the network answers with a value of type {type(answer).__name__}; one tensor is expected"
+        )
     shape = tuple(answer.shape)
     if signature.task == "regression":
         if shape not in ((2,), (2, 1)):
@@ -278,7 +279,6 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
-
 
 
 def _preprocessing_graph(transformer: Any, *, signature: Signature, n_features: int) -> onnx.ModelProto:

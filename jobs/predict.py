@@ -9,34 +9,45 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
+import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.cluster import connected, n_cpus, translated
+from jobs.cluster import check_room, connected, n_cpus, translated
 from kit.engines import Engine, open_engine
-from kit.errors import ConflictError, InputError, KitError, UnavailableError, nearest
-from kit.files import canonical_json
+from kit.errors import ConflictError, GateError, InputError, UnavailableError, nearest
+from kit.files import canonical_json, write_atomic
 from kit.model_version import ModelVersion
 from kit.project import Project
 from kit.settings import PredictSettings
 from kit.signature import Signature, Tensors
 from kit.store import open_store
-from kit.tables import TableFile, list_files, open_file_system, read_file, to_tensors
+from kit.tables import (
+    TableFile,
+    list_files,
+    open_file_system,
+    read_file,
+    reading,
+    storage_error,
+    to_tensors,
+)
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pyarrow as pa
 
 _log = logging.getLogger("kit")
 REPORT = "report.json"
+MARKER = "_running"
+_MAX_RESTARTS = 3
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,8 @@ def predict(project: Project, settings: PredictSettings) -> PredictResult:
 
     Raises:
         InputError: The table, a column or a value breaks a rule; the message names file and row.
-        ConflictError: The output folder is not empty.
+        ConflictError: The output folder is not empty, or another run holds it.
+        GateError: Not as many rows came out as went in.
         NotFoundError: Nobody knows the model.
         VerificationError: The model's files or signature do not hold.
         UnavailableError: The cluster, S3 or the disk fails.
@@ -128,10 +140,10 @@ def predict(project: Project, settings: PredictSettings) -> PredictResult:
     record, version = project.open_version(settings.model)
     _check_outputs(settings, version.signature)
     source, target = project.locate(settings.input), project.locate(settings.output)
+    strings = version.signature.string_columns
     files = list_files(source)
     shards = plan(source, files, shard_rows=settings.shard_rows)
-    _check_columns(settings, version.signature, _first_rows(source, files[0]))
-    _check_empty(target)
+    _check_columns(settings, version.signature, _first_rows(source, files[0], strings=strings))
     work = _Work(
         store=project.store().uri,
         cache=project.state / "cache",
@@ -141,18 +153,18 @@ def predict(project: Project, settings: PredictSettings) -> PredictResult:
         output=target,
         settings=settings,
     )
-    with _cleared_on_failure(target), connected(settings.address, project=project):
-        started = time.monotonic()
-        done = _run(work, shards, n_actors=settings.workers)
-        seconds = time.monotonic() - started
-    result = _summary(
-        f"{record.model}@{record.number}", record.digest, target, done, version.signature, seconds
-    )
-    if result.rows_in != result.rows_out:
-        raise KitError(f"{result.rows_in} rows went in and {result.rows_out} came out; no report was written")
-    facts = {**asdict(result), "shards": [asdict(each) for each in done], "engine": settings.engine}
-    _write(target, REPORT, canonical_json(facts))
-    project.write_record("predict", f"{record.number:04d}-{int(time.time())}", facts)
+    with _claimed(target), _cleared_on_failure(target, parts={shard.part for shard in shards}):
+        with connected(settings.address, project=project):
+            started = time.monotonic()
+            done = _run(work, shards)
+            seconds = time.monotonic() - started
+        result = _summary(
+            f"{record.model}@{record.number}", record.digest, target, done, version.signature, seconds
+        )
+        _check_count(result)
+        facts = {**asdict(result), "shards": [asdict(each) for each in done], "engine": settings.engine}
+        _write(target, REPORT, canonical_json(facts))
+    project.write_record("predict", f"{record.number:04d}-{time.time_ns()}", facts)
     return result
 
 
@@ -163,6 +175,10 @@ def plan(uri: str, files: Sequence[TableFile], *, shard_rows: int) -> tuple[Shar
         uri: The table.
         files: Its files, sorted.
         shard_rows: Most rows of a shard of a Parquet file; other formats are one shard a file.
+
+    Raises:
+        InputError: A file is not what its name says.
+        UnavailableError: S3 does not answer or refuses.
     """
     from pyarrow import parquet
 
@@ -172,10 +188,8 @@ def plan(uri: str, files: Sequence[TableFile], *, shard_rows: int) -> tuple[Shar
         if file.format != "parquet":
             ranges.append((file, 0, None))
             continue
-        try:
+        with reading(uri, file):
             n_rows = parquet.read_metadata(file.path, filesystem=system).num_rows
-        except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
-            raise InputError(f"{file.name} cannot be read as parquet: {error}") from error
         ranges += [(file, start, min(shard_rows, n_rows - start)) for start in range(0, n_rows, shard_rows)]
     return tuple(
         Shard(f"part-{index:05d}.parquet", file, start, n_rows)
@@ -211,7 +225,7 @@ class ShardActor:
         """Read a shard, answer its rows, write its part."""
         started = time.monotonic()
         engine, signature = self._engine, self._version.signature
-        table = _read(self._work.input, shard)
+        table = _read(self._work.input, shard, strings=signature.string_columns)
         if shard.n_rows not in (None, table.num_rows):
             raise InputError(
                 f"{shard.file.name} changed: {shard.n_rows} rows were expected from row {shard.start}, "
@@ -236,64 +250,128 @@ class ShardActor:
         return Done(shard.part, table.num_rows, answered.num_rows, time.monotonic() - started, tuple(counts))
 
 
-def _run(work: _Work, shards: Sequence[Shard], *, n_actors: int) -> list[Done]:
+def _run(work: _Work, shards: Sequence[Shard]) -> list[Done]:
     import ray
-    from ray.util import ActorPool
 
-    cpus = n_cpus()
-    n_actors = max(1, min(n_actors or cpus, len(shards)))
-    if n_actors > cpus:
-        raise InputError(
-            f"workers = {n_actors}, but the cluster has {cpus} CPUs", hint=f"set workers to {cpus} or less"
-        )
-    actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(ShardActor)
+    threads = max(work.settings.threads, 1)
+    wanted = work.settings.workers or max(n_cpus() // threads, 1)
+    check_room(wanted, threads=threads, address=work.settings.address)
+    n_actors = max(1, min(wanted, len(shards)))
+    actor: Any = ray.remote(num_cpus=threads, max_restarts=_MAX_RESTARTS, max_task_retries=_MAX_RESTARTS)(
+        ShardActor
+    )
     _log.info("predicting %d shards with %d actors", len(shards), n_actors)
     done: list[Done] = []
+    left = iter(shards)
+    waiting: dict[Any, tuple[Any, Shard]] = {}
+    for shard in islice(left, n_actors):
+        each = actor.remote(work)
+        waiting[each.run.remote(shard)] = each, shard
     with translated():
-        pool: Any = ActorPool([actor.remote(work) for _ in range(n_actors)])
-        for finished in pool.map_unordered(lambda each, shard: each.run.remote(shard), shards):
+        while waiting:
+            (ready, *_), _ = ray.wait(list(waiting))
+            each, shard = waiting.pop(ready)
+            with _survived(shard):
+                finished: Done = ray.get(ready)
             done.append(finished)
             _log.info("%s: %d rows in %.2f s", finished.part, finished.rows_out, finished.seconds)
+            if (shard_after := next(left, None)) is not None:
+                waiting[each.run.remote(shard_after)] = each, shard_after
+            del each  # an actor without work goes, and makes room for one that still waits for a CPU
     return sorted(done, key=lambda each: each.part)
 
 
 @contextlib.contextmanager
-def _cleared_on_failure(uri: str) -> Iterator[None]:
-    """Take back the parts of a run that fails or is interrupted: the folder was empty before it.
+def _survived(shard: Shard) -> Iterator[None]:
+    """Say which shard a worker died over, time and again."""
+    from ray import exceptions
+
+    try:
+        yield
+    except (exceptions.RayActorError, exceptions.OutOfMemoryError, exceptions.WorkerCrashedError) as error:
+        raise UnavailableError(
+            f"the worker died {_MAX_RESTARTS + 1} times over {shard.part} ({shard.file.name} from row "
+            f"{shard.start}); it may have run out of memory",
+            hint="lower shard_rows or workers",
+        ) from error
+
+
+@contextlib.contextmanager
+def _claimed(uri: str) -> Iterator[None]:
+    """Hold an empty output folder, so that two runs never write to the same one.
+
+    Each run leaves a marker of its own before it looks again: of two that start together, the one
+    that looks last sees the other's. S3 and disks show a finished write to whoever lists after it.
+    """
+    _check_empty(uri)
+    was_there = not uri.startswith("s3://") and Path(uri).is_dir()
+    mine = f"{MARKER}-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+    _write(uri, mine, b"kit predict writes here\n")
+    try:
+        _check_empty(uri, but=mine)
+        yield
+    finally:
+        with _forgiven(uri):
+            system, root = open_file_system(uri)
+            system.delete_file(f"{root}/{mine}")
+            if not was_there and not _entries(uri):
+                system.delete_dir(root)
+
+
+@contextlib.contextmanager
+def _cleared_on_failure(uri: str, *, parts: Collection[str]) -> Iterator[None]:
+    """Take back the parts of a run that fails or is interrupted, and what was half-written of them.
 
     Entered before Ray is, so it clears after every actor has gone.
     """
+    length = max(map(len, parts), default=0)
     try:
         yield
     except BaseException:
-        from pyarrow import fs
-
-        system, root = open_file_system(uri)
-        for entry in system.get_file_info(fs.FileSelector(root, allow_not_found=True)):
-            if entry.base_name.lstrip(".").startswith("part-"):
-                system.delete_file(entry.path)
+        with _forgiven(uri):
+            system, _ = open_file_system(uri)
+            for entry in _entries(uri):
+                if entry.base_name.lstrip(".")[:length] in parts:
+                    system.delete_file(entry.path)
         raise
 
 
-def _first_rows(uri: str, file: TableFile) -> pa.Table:
+@contextlib.contextmanager
+def _forgiven(uri: str) -> Iterator[None]:
+    """Let a clean-up that fails not hide why it was needed."""
+    try:
+        yield
+    except OSError as error:
+        _log.warning("%s could not be cleared: %s", uri, str(error)[:200])
+
+
+def _entries(uri: str) -> list[Any]:
+    from pyarrow import fs
+
+    system, root = open_file_system(uri)
+    found: list[Any] = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    return found
+
+
+def _first_rows(uri: str, file: TableFile, *, strings: Sequence[str] = ()) -> pa.Table:
     """Read a few rows; a file that is not Parquet is read whole."""
     if file.format != "parquet":
-        return read_file(uri, file).slice(0, 1)
+        return read_file(uri, file, strings=strings).slice(0, 1)
     import pyarrow as pa
     from pyarrow import parquet
 
     system, _ = open_file_system(uri)
-    with parquet.ParquetFile(file.path, filesystem=system) as opened:
+    with reading(uri, file), parquet.ParquetFile(file.path, filesystem=system) as opened:
         return pa.Table.from_batches(list(islice(opened.iter_batches(batch_size=1), 1)), opened.schema_arrow)
 
 
-def _read(uri: str, shard: Shard) -> pa.Table:
+def _read(uri: str, shard: Shard, *, strings: Sequence[str] = ()) -> pa.Table:
     if shard.n_rows is None:
-        return read_file(uri, shard.file)
+        return read_file(uri, shard.file, strings=strings)
     from pyarrow import parquet
 
     system, _ = open_file_system(uri)
-    with parquet.ParquetFile(shard.file.path, filesystem=system) as opened:
+    with reading(uri, shard.file), parquet.ParquetFile(shard.file.path, filesystem=system) as opened:
         groups, skipped, seen = [], 0, 0
         for index in range(opened.num_row_groups):
             n_rows = opened.metadata.row_group(index).num_rows
@@ -360,10 +438,6 @@ def _write(uri: str, name: str, data: bytes) -> None:
     """Write one file of the output: by rename on a disk, by one upload on S3, which
     appears when it is complete."""
     if not uri.startswith("s3://"):
-        from pathlib import Path
-
-        from kit.files import write_atomic
-
         write_atomic(Path(uri) / name, data)
         return
     system, root = open_file_system(uri)
@@ -371,9 +445,7 @@ def _write(uri: str, name: str, data: bytes) -> None:
         with system.open_output_stream(f"{root}/{name}") as stream:
             stream.write(data)
     except OSError as error:
-        raise UnavailableError(
-            f"{uri}/{name} cannot be written: {str(error)[:200]}", hint="check the bucket and its permissions"
-        ) from error
+        raise storage_error(f"{uri}/{name}", error) from error
 
 
 def _check_outputs(settings: PredictSettings, signature: Signature) -> None:
@@ -382,6 +454,19 @@ def _check_outputs(settings: PredictSettings, signature: Signature) -> None:
     for name in settings.outputs:
         if name not in there and name not in defaults:
             raise InputError(f"the model has no output {name!r}", hint=nearest(name, there))
+    if not set(there) & set(settings.outputs):
+        name = settings.outputs[0]
+        raise InputError(
+            f"the model has no output {name!r}, so no answer would be written", hint=nearest(name, there)
+        )
+
+
+def _check_count(result: PredictResult) -> None:
+    if result.rows_in != result.rows_out:
+        raise GateError(
+            f"{result.rows_in} rows went in and {result.rows_out} came out; nothing was kept",
+            hint="run again, and report it if it happens again",
+        )
 
 
 def _check_columns(settings: PredictSettings, signature: Signature, table: pa.Table) -> None:
@@ -398,17 +483,24 @@ def _check_columns(settings: PredictSettings, signature: Signature, table: pa.Ta
     to_tensors(table.slice(0, 1), signature)
 
 
-def _check_empty(uri: str) -> None:
-    from pyarrow import fs
-
-    system, root = open_file_system(uri)
+def _check_empty(uri: str, *, but: str | None = None) -> None:
+    """Refuse an output folder that holds anything but this run's own marker."""
     try:
-        there = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
+        there = sorted(entry.base_name for entry in _entries(uri) if entry.base_name != but)
     except OSError as error:
-        raise UnavailableError(f"{uri} cannot be listed: {str(error)[:200]}") from error
+        if uri.startswith("s3://"):
+            raise storage_error(uri, error) from error
+        raise UnavailableError(
+            f"{uri} cannot be listed: {str(error)[:200]}", hint="choose another folder"
+        ) from error
+    if marker := next((name for name in there if name.lstrip(".").startswith(MARKER)), None):
+        raise ConflictError(
+            f"the output folder {uri} is held by another run ({marker})",
+            hint="wait until it has ended; if it was killed, remove the folder",
+        )
     if there:
         raise ConflictError(
-            f"the output folder {uri} is not empty (it holds {there[0].base_name})",
+            f"the output folder {uri} is not empty (it holds {there[0]})",
             hint="choose another folder, or remove this one",
         )
 

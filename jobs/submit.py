@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import logging
+import os
 import shlex
 import sys
 import time
@@ -114,11 +116,18 @@ def _planned(project: Project, settings: SubmitSettings) -> tuple[dict[str, obje
     local = is_local(settings.address)
     _check_shared(project, name, local=local)
     for flag in _PLACES[name]:
-        value = _value(words, flag) or from_file.get(flag)
+        typed = _value(words, flag)
+        value = typed or from_file.get(flag)
         if value is None or "://" in value:
             continue
+        place = os.path.abspath(Path(typed).expanduser()) if typed else project.locate(value)
         if local:
-            words = _with_value(words, flag, project.locate(value))
+            words = _with_value(words, flag, place)
+        elif flag == "input" and not Path(value).is_absolute() and place != project.locate(value):
+            raise InputError(
+                f"the input {value!r} means {place}, which does not travel with the project",
+                hint="name an s3:// address, or type a path of the project in the project's folder",
+            )
         elif flag == "output" and not Path(value).is_absolute():
             raise InputError(
                 f"the output {value!r} would lie in the job's own copy of the project and vanish with it",
@@ -186,7 +195,7 @@ def _connect(address: str, *, timeout_s: float) -> JobSubmissionClient:
             is_ray = "ray_version" in json.load(answer)
     except urllib.error.HTTPError as error:
         is_ray = error.code in (401, 403)  # the client below has the token and the words for it
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise UnavailableError(
             f"no cluster answers at {address} within {timeout_s:g} s: {reason}", hint=_START_HINT
