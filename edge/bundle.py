@@ -8,47 +8,24 @@
     model.sig                          OMS signature over all of the above
 
 Nothing dated or timed is inside, so exporting the same version twice gives the same bytes. It
-does not convert or measure; ``kit.archive`` knows the file, ``kit.runner`` runs the content.
+does not convert or measure; ``kit.archive`` knows the file, ``kit.bundle`` opens the
+content and ``kit.runner`` runs it.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from edge.targets import Core, Target
 from kit import archive
-from kit.errors import KitError, VerificationError
-from kit.files import canonical_json, read_json, write_atomic
-from kit.runner import FORMAT, read_manifest
-from kit.seal import open_sealed, seal
-from kit.signature import Signature
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """An opened bundle, every byte of it verified.
-
-    Attributes:
-        folder: Where its files lie.
-        manifest: Its manifest.json.
-        signature: Inputs and outputs.
-        digest: The sha256 that names its content.
-    """
-
-    folder: Path
-    manifest: dict[str, Any]
-    signature: Signature
-    digest: str
-
-
-def bundle_name(name: str, target: Target) -> str:
-    """Say what a model's bundle for a target is called, in its signature and as a file."""
-    return f"{name}-{target.name}"
+from kit.bundle import FORMAT, Bundle, bundle_name, open_bundle, read_manifest
+from kit.errors import KitError
+from kit.files import canonical_json, write_atomic
+from kit.seal import seal
 
 
 def write_parts(folder: Path, *, core: Core) -> None:
@@ -111,7 +88,7 @@ def pack_bundle(folder: Path, path: Path, *, key: Path) -> str:
         The digest that names the content.
     """
     manifest = read_manifest(folder)
-    digest = seal(folder, name=f"{manifest['name']}-{manifest['target']}", key=key)
+    digest = seal(folder, name=bundle_name(manifest["name"], manifest["target"]), key=key)
     archive.pack(folder, path)
     return digest
 
@@ -134,29 +111,3 @@ def unpack_bundle(path: Path, *, folder: Path, trusted: Sequence[bytes]) -> Bund
     except KitError:
         shutil.rmtree(folder)
         raise
-
-
-def open_bundle(folder: Path, *, trusted: Sequence[bytes]) -> Bundle:
-    """Verify an unpacked bundle and open it.
-
-    Raises:
-        VerificationError: A digest, the signature, the file list or the manifest does not hold;
-            the message names the file.
-    """
-    sealed = open_sealed(folder, trusted=trusted, allowed=archive.BUNDLE_FILES)
-    missing = sorted(
-        {"manifest.json", "signature.json", "golden/inputs.npz", "golden/outputs.npz"} - set(sealed.files)
-    )
-    if missing:
-        raise VerificationError(f"{folder} has no {missing[0]}; it is not a bundle")
-    manifest = read_manifest(folder)
-    if sealed.name != f"{manifest['name']}-{manifest['target']}":
-        raise VerificationError(
-            f"{folder} is signed as {sealed.name!r}, but its manifest says {manifest['name']!r} for "
-            f"{manifest['target']!r}",
-            hint="export the bundle again",
-        )
-    if manifest["model"] not in sealed.files:
-        raise VerificationError(f"{folder} has no {manifest['model']}, which its manifest names")
-    signature = Signature.from_json(read_json(folder / "signature.json"))
-    return Bundle(folder, manifest, signature, sealed.digest)

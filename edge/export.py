@@ -33,9 +33,17 @@ from edge.measure import (
 )
 from edge.targets import Core, Target, core_of, find_target, load_converter, require_packages
 from kit.archive import SUFFIX
+from kit.bundle import bundle_name
 from kit.data import Part, Split, load
 from kit.engines import open_engine
-from kit.errors import GateError, InputError, KitError, SettingsError
+from kit.errors import (
+    GateError,
+    InputError,
+    KitError,
+    MissingDependencyError,
+    SettingsError,
+    UnavailableError,
+)
 from kit.files import canonical_json, sha256_bytes, write_atomic
 from kit.metrics import leading_metric, score
 from kit.model_version import ModelVersion
@@ -170,6 +178,7 @@ def export(project: Project, settings: ExportSettings) -> ExportReport:
         MissingDependencyError: A converter or a runtime is not installed.
         NotFoundError: The model, a target or the signing key is not known.
         VerificationError: The version's files or signature do not hold.
+        UnavailableError: The disk is full or cannot be written.
     """
     targets = [find_target(name) for name in dict.fromkeys(settings.target)]
     require_packages(targets)
@@ -203,7 +212,10 @@ def _output_folder(project: Project, settings: ExportSettings) -> Path:
             f"output = {settings.output!r} is an address; bundles are written to a folder",
             hint="name a folder",
         )
-    return Path(project.locate(settings.output))
+    folder = Path(project.locate(settings.output))
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output = {settings.output!r} is not a folder", hint="name a folder")
+    return folder
 
 
 def _prepare(
@@ -265,7 +277,19 @@ def _require_same_data(project: Project, version: ModelVersion, split: Split) ->
 
 
 def _build(job: _Job, target: Target, work: Path) -> _Built | str:
-    """Convert, compare and pack one target; or say why the network cannot be converted."""
+    """Convert, compare and pack one target; or say why it cannot be done.
+
+    A converter or a runtime that refuses this network ends this target, and no other one.
+    """
+    try:
+        return _built(job, target, work)
+    except (UnavailableError, MissingDependencyError):  # no fault of the network: every target meets it
+        raise
+    except KitError as error:
+        return error.message
+
+
+def _built(job: _Job, target: Target, work: Path) -> _Built | str:
     folder = work / "parts"
     folder.mkdir(parents=True)
     bundle.write_parts(folder, core=job.core)
@@ -273,8 +297,8 @@ def _build(job: _Job, target: Target, work: Path) -> _Built | str:
     try:
         with _quiet():
             load_converter(target)(job.core, calibration=job.calibration.rows, folder=folder)
-    except KitError as error:
-        return error.message
+    except KitError:
+        raise
     except Exception as error:  # the converters' layers raise whatever they like about a user's network
         _log.debug("%s: the converter failed", target.name, exc_info=True)
         lines = str(error).strip().splitlines() or [""]
@@ -352,9 +376,9 @@ def _publish(
     job: _Job, built: _Built | str, *, latency: Latency | None, target: Target, output: Path
 ) -> TargetResult:
     """Show the bundle under its name if it kept every budget; otherwise leave none there."""
-    path = output / f"{bundle.bundle_name(job.core.version.name, target)}{SUFFIX}"
+    path = output / f"{bundle_name(job.core.version.name, target.name)}{SUFFIX}"
     if isinstance(built, str) or latency is None:
-        path.unlink(missing_ok=True)
+        _remove(path)
         return TargetResult(target.name, None, None, None, False, str(built), None, None)
     size_bytes = built.file.stat().st_size
     reason = job.budgets.broken(built.comparison, size_bytes=size_bytes, latency=latency)
@@ -362,11 +386,21 @@ def _publish(
     if not reason and not golden.passed:
         reason = f"golden rows: {golden.reason}"
     if reason:
-        path.unlink(missing_ok=True)
+        _remove(path)
         return TargetResult(target.name, built.comparison, size_bytes, latency, False, reason, None, None)
     write_atomic(path, built.file.read_bytes())
     _log.info("%s: wrote %s, %d bytes", target.name, path.name, size_bytes)
     return TargetResult(target.name, built.comparison, size_bytes, latency, True, "", path, built.digest)
+
+
+def _remove(path: Path) -> None:
+    """Leave no older bundle under a failed target's name."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be removed: {error.strerror}", hint="name a folder this user can write as output"
+        ) from error
 
 
 def _facts(

@@ -22,10 +22,9 @@ from pathlib import Path
 from edge.agent.device import CONFIRMED, IDLE, REJECTED, UNCHANGED, Device, Report
 from edge.agent.trial import CODE_FOLDER
 from kit import errors, files, signing
-from kit.archive import BUNDLE_FILES, SUFFIX, unpack
+from kit.archive import SUFFIX, unpack
+from kit.bundle import Bundle, open_bundle
 from kit.project import Project
-from kit.runner import read_manifest
-from kit.seal import Sealed, open_sealed
 from kit.settings import FlashSettings
 
 TIMEOUT_S = 90.0
@@ -89,8 +88,7 @@ def flash(project: Project, settings: FlashSettings) -> FlashResult:
         unpack(bundle, work)
         trusted = project.trusted()
         try:
-            sealed = open_sealed(work, trusted=trusted, allowed=BUNDLE_FILES)
-            manifest = read_manifest(work)
+            opened = open_bundle(work, trusted=trusted)
         except errors.VerificationError as error:  # the user knows the bundle, not where it was unpacked
             message = error.message.replace(str(work), str(bundle))
             raise errors.VerificationError(message, hint=error.hint) from error
@@ -102,19 +100,19 @@ def flash(project: Project, settings: FlashSettings) -> FlashResult:
     with Device(folder).lock("flash.lock"):
         pinned = _pin(folder, trusted)
         device = Device.open(folder)
-        _check_signer(device, sealed)
-        report = _deliver(device, bundle, digest=sealed.digest)
+        _check_signer(device, opened)
+        report = _deliver(device, bundle, digest=opened.digest)
     result = FlashResult(
         device=str(folder),
-        digest=sealed.digest,
-        name=str(manifest["name"]),
-        target=str(manifest["target"]),
-        release=int(manifest["release"]),
+        digest=opened.digest,
+        name=str(opened.manifest["name"]),
+        target=str(opened.manifest["target"]),
+        release=opened.release,
         status=report.status,
         detail=f"{report.detail}{pinned}",
     )
     place = files.sha256_bytes(str(folder).encode())
-    project.write_record("flash", f"{sealed.digest[:12]}-{place[:12]}", asdict(result))
+    project.write_record("flash", f"{opened.digest[:12]}-{place[:12]}", asdict(result))
     return result
 
 
@@ -157,11 +155,11 @@ def _pin(folder: Path, trusted: tuple[bytes, ...]) -> str:
     return f"; pinned {'key' if len(names) == 1 else 'keys'} {', '.join(names)} on this first flash"
 
 
-def _check_signer(device: Device, sealed: Sealed) -> None:
+def _check_signer(device: Device, bundle: Bundle) -> None:
     pinned = [signing.key_id(pem) for pem in device.trusted()]
-    if sealed.key_id not in pinned:
+    if bundle.key_id not in pinned:
         raise errors.VerificationError(
-            f"the bundle is signed by key {sealed.key_id[:16]}; "
+            f"the bundle is signed by key {bundle.key_id[:16]}; "
             f"{device.folder} trusts {', '.join(key[:16] for key in pinned)} only",
             hint=f"sign with a key the device has pinned, or add the new one to {device.keys} by hand",
         )

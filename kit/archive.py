@@ -3,7 +3,7 @@
 ``pack`` writes sorted members with fixed header fields; ``unpack`` accepts only archives that
 ``pack`` could have written, so links, devices, odd paths, hidden extras and truncation have no way
 in. Whether the content can be trusted is for ``kit.seal`` to say, and what it means is for
-``kit.runner``. Runs on a device: standard library only.
+``kit.bundle``. Runs on a device: standard library only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BUNDLE_FILES = (
     "preprocessing.json",
     "signature.json",
 )
-"""Every file a bundle may hold; also the ``allowed`` of ``kit.seal.open_sealed`` for its folder."""
+"""Every file a bundle may hold."""
 
 MAX_BYTES = 1 << 30
 """Most bytes an archive's members may hold together."""
@@ -94,7 +94,7 @@ def pack(folder: Path, path: Path) -> str:
 def unpack(path: Path, folder: Path) -> None:
     """Unpack an archive into a new folder: all of it, or nothing.
 
-    Nothing in the folder may be used before ``kit.seal.open_sealed`` has let it pass.
+    Nothing in the folder may be used before ``kit.bundle.open_bundle`` has let it pass.
 
     Args:
         path: An archive that ``pack`` wrote.

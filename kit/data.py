@@ -73,12 +73,34 @@ def load(project: Project) -> Split:
 
     Raises:
         InputError: A column is missing, of the wrong type or empty; the label has missing
-            values, one class only, or a class too small to split.
+            values, one class only, or a class too small to split; the table changed meanwhile.
     """
+    return _load(project, *_read(project))
+
+
+def held_out_table(project: Project) -> pa.Table:
+    """Give the held-out rows as the table had them, all columns included."""
+    table, digest = _read(project)
+    return table.take(_load(project, table, digest).test.rows)
+
+
+def _read(project: Project) -> tuple[pa.Table, str]:
+    """Read the table and its fingerprint, which are of the same bytes."""
     settings = project.settings.data
     uri = project.locate(settings.path)
     signature = Signature("", project.settings.input_signature(), ())
+    digest = fingerprint(uri)
     table = read_table(uri, strings=signature.string_columns)
+    if fingerprint(uri) != digest:
+        raise InputError(
+            f"{settings.path} changed while it was read", hint="run again when nobody writes to it"
+        )
+    return table, digest
+
+
+def _load(project: Project, table: pa.Table, digest: str) -> Split:
+    settings = project.settings.data
+    signature = Signature("", project.settings.input_signature(), ())
     if not table.num_rows:
         raise InputError(f"{settings.path} has no rows", hint="name a table with rows under [data] path")
     if settings.label not in table.column_names:
@@ -99,14 +121,7 @@ def load(project: Project) -> Split:
         "read %d rows of %s: %d to train on, %d to validate, %d held out",
         *(table.num_rows, settings.path, len(train.rows), len(validation.rows), len(test.rows)),
     )
-    return Split(train, validation, test, classes, fingerprint(uri), table.num_rows)
-
-
-def held_out_table(project: Project) -> pa.Table:
-    """Give the held-out rows as the table had them, all columns included."""
-    signature = Signature("", project.settings.input_signature(), ())
-    table = read_table(project.locate(project.settings.data.path), strings=signature.string_columns)
-    return table.take(load(project).test.rows)
+    return Split(train, validation, test, classes, digest, table.num_rows)
 
 
 def _labels(column: Any, task: str, name: str) -> tuple[np.ndarray, tuple[ClassName, ...]]:

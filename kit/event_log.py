@@ -1,7 +1,8 @@
 """The registry's memory: what happened to which model, in entries that chain by hash.
 
-An append-only table; every entry holds the hash of the one before, so an edit, a removal or an insertion
-shows. It is handed an open SQLite connection inside a transaction and never opens a file.
+An append-only table; every entry holds the hash of the one before, so an edit, an insertion, or a removal
+before the newest entry shows. That the end was cut off shows only against a newest hash kept elsewhere. It is
+handed an open SQLite connection inside a transaction and never opens a file.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def check_tables(
 
     Args:
         events: The whole log, its chain checked.
-        versions: Model and number to digest, uri and summary.
+        versions: Model and number to registered_ns, digest, uri and summary.
         aliases: Model and alias to digest.
         path: What to call the registry.
 
@@ -132,7 +133,10 @@ def check_tables(
     """
     hint = f"find out who wrote to {path}, or restore it from a copy"
     logged = {
-        (event.model, _entry(event, "number")): [_entry(event, key) for key in ("digest", "uri", "summary")]
+        (event.model, _entry(event, "number")): [
+            event.at_ns,
+            *(_entry(event, key) for key in ("digest", "uri", "summary")),
+        ]
         for event in events
         if event.kind == "register"
     }

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,8 @@ from typing import Any
 from kit.errors import InputError, UnavailableError
 
 _CHUNK_BYTES = 1 << 20
+# What systems answer to a hard link where there are none.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 # Permissions, a file where a folder should be or the reverse, a name that is too long, a broken disk.
 _NOT_WRITABLE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
@@ -56,7 +59,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a {type(value).__name__} where an object is expected")
@@ -118,12 +121,65 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         sync_folder(path.parent)
 
 
+def create_once(path: Path, data: bytes, *, mode: int = 0o644) -> bool:
+    """Write a file unless there is one: of several that try at once, one succeeds.
+
+    Args:
+        path: Where the bytes shall stand; missing parent folders are made.
+        data: All of the file.
+        mode: Permission bits of the new file.
+
+    Returns:
+        Whether this call made the file; False leaves the one that was there untouched.
+
+    Raises:
+        UnavailableError: The disk is full or the folder cannot be written.
+    """
+    if os.path.lexists(path):
+        return False
+    work = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    with _disk_errors(path):
+        try:
+            write_atomic(work, data, mode=mode)
+            try:
+                os.link(work, path)  # unlike a rename, refuses to replace
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                if not _create_in_place(path, data, mode=mode):
+                    return False
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(work)
+        sync_folder(path.parent)
+    return True
+
+
+def _create_in_place(path: Path, data: bytes, *, mode: int) -> bool:
+    """Create a file where there are no hard links (FAT cards): exclusive, but whole only at its end."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        os.unlink(path)
+        raise
+    return True
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Fill a folder out of sight and show it under its name only when it is whole.
 
-    Yields a new empty folder beside ``path``. When the block ends, its files are flushed to disk
-    and the folder is renamed to ``path``; if a folder with that name appeared meanwhile, it
+    Yields a new empty folder beside ``path``. When the block ends, its files and folders are flushed
+    to disk and the folder is renamed to ``path``; if a folder with that name appeared meanwhile, it
     stays and ours is dropped (content-addressed names make the two equal). When the block
     raises, nothing remains.
 
@@ -136,10 +192,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         try:
             os.chmod(work, 0o755)
             yield work
-            for file in sorted(work.rglob("*")):
-                if file.is_file() and not file.is_symlink():
-                    with file.open("rb") as opened:
+            for entry in sorted(work.rglob("*"), reverse=True):  # what is inside before its folder
+                if entry.is_dir() and not entry.is_symlink():
+                    sync_folder(entry)
+                elif entry.is_file() and not entry.is_symlink():
+                    with entry.open("rb") as opened:
                         os.fsync(opened.fileno())
+            sync_folder(work)  # without a journal (FAT) a rename can outlive what it names
             try:
                 os.rename(work, path)
             except OSError as error:

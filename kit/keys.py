@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from kit.errors import UnavailableError
 from kit.project import Project
 from kit.settings import KeysSettings
 from kit.signing import generate_key, key_id, public_of
@@ -33,10 +34,17 @@ def keys(project: Project, settings: KeysSettings) -> KeysResult:
     Raises:
         ConflictError: ``init`` finds a key; it is never overwritten.
         NotFoundError: ``show`` finds none.
+        UnavailableError: The folder for the keys cannot be made or written.
     """
     if settings.action == "init":
         private = project.signing_key_path()
-        private.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            private.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UnavailableError(
+                f"the folder {private.parent} cannot be made: {error.strerror}",
+                hint="move what is in the way, or name another place with [signing] key",
+            ) from error
         public = generate_key(private)
     else:
         private = project.signing_key()

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kit.errors import InputError, VerificationError
+from kit.errors import GateError, InputError, VerificationError
 from kit.event_log import Event
+from kit.gates import check_floors
 from kit.model_version import ModelVersion
 from kit.project import Project
+from kit.reference import CHAMPION
 from kit.registry import UNSET, VersionRecord
 from kit.settings import ModelsSettings
 
@@ -24,7 +26,8 @@ class ModelsResult:
         versions: The versions it is about, oldest first.
         events: For ``log``: what happened, oldest first.
         manifest: For ``show``: the version's manifest.
-        checked: For ``verify``: what was found sound.
+        checked: For ``verify``: what was found sound; the log first, with the number of its newest entry and
+            the start of that entry's hash.
     """
 
     action: str
@@ -41,6 +44,7 @@ def models(project: Project, settings: ModelsSettings) -> ModelsResult:
         InputError: The action needs a reference and none was given.
         NotFoundError: Nobody knows the model, version or alias.
         ConflictError: The alias moved meanwhile, or has nothing to go back to.
+        GateError: The version that shall become champion does not pass the gates.
         VerificationError: A file, a signature or the log does not hold.
     """
     registry = project.registry()
@@ -60,7 +64,9 @@ def models(project: Project, settings: ModelsSettings) -> ModelsResult:
         record, version = project.open_version(reference)
         return ModelsResult(action, versions=(record,), manifest=version.manifest)
     if action == "promote":
-        _, version = project.open_version(reference)
+        record, version = project.open_version(reference)
+        if settings.gates and settings.alias == CHAMPION:
+            _ask_gates(project, record)
         expect = UNSET if settings.expect is None else settings.expect
         exact = f"{version.name}@sha256:{version.digest}"
         moved = registry.promote(exact, alias=settings.alias, expect=expect)
@@ -69,10 +75,29 @@ def models(project: Project, settings: ModelsSettings) -> ModelsResult:
     return ModelsResult(action, versions=(moved,))
 
 
+def _ask_gates(project: Project, record: VersionRecord) -> None:
+    """Hold a version's metrics against the project's floors."""
+    floors = dict[str, float](project.settings.gates.floors.items())
+    metrics = record.summary.get("metrics", {})
+    said = [
+        f"it has no {metric}, the gate asks {floors[metric]:g}" for metric in floors if metric not in metrics
+    ]
+    said += [
+        f"{gate.metric} is {gate.value:.4f}, the gate {gate.bound:g}"
+        for gate in check_floors(metrics, {name: floors[name] for name in floors if name in metrics})
+        if not gate.passed
+    ]
+    if said:
+        raise GateError(
+            f"{record.model}@{record.number} was not promoted: {'; '.join(said)}",
+            hint="choose a better version, or promote it anyway with --no-gates",
+        )
+
+
 def _verify(project: Project, reference: str | None) -> ModelsResult:
     """Check the log and every byte of the named version, or of all."""
     registry = project.registry()
-    registry.verify_log()
+    head = registry.verify_log()
     records = registry.versions() if reference is None else [registry.resolve(reference)]
     trusted = project.trusted()
     for record in records:
@@ -82,5 +107,6 @@ def _verify(project: Project, reference: str | None) -> ModelsResult:
             version = ModelVersion.open(folder, trusted=trusted, digest=record.digest)
         if version.name != record.model:
             raise VerificationError(f"{record.model}@{record.number} was signed as {version.name!r}")
+    log = "log 0" if head is None else f"log {head.seq} {head.hash[:12]}"
     names = tuple(f"{record.model}@{record.number}" for record in records)
-    return ModelsResult("verify", versions=tuple(records), checked=("log", *names))
+    return ModelsResult("verify", versions=tuple(records), checked=(log, *names))

@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 from kit.errors import NotFoundError, ProjectError, nearest
 from kit.files import canonical_json, write_atomic
 from kit.model_version import ModelVersion
+from kit.project_file import build, read_project_file
 from kit.registry import Registry, VersionRecord
-from kit.settings import CommandSettings, ProjectFile, build, is_marked, read_project_file
+from kit.settings import CommandSettings, ProjectFile, is_marked
 from kit.signing import load_trusted
 from kit.store import Store, open_store
 
@@ -102,13 +103,14 @@ class Project:
         return Path(self.locate(key)) if key else self.state / "keys" / "signing.pem"
 
     def trusted(self) -> tuple[bytes, ...]:
-        """Read the public keys that are trusted to sign.
+        """Read the public keys that are trusted to sign: those kit.toml names, else the signing key's own.
 
         Raises:
             NotFoundError: There is none.
         """
         trusted = self.settings.signing.trusted
-        return load_trusted(Path(self.locate(trusted)) if trusted else self.signing_key_path().parent)
+        own = self.signing_key_path().with_suffix(".pub")
+        return load_trusted(Path(self.locate(trusted)) if trusted else own)
 
     def registry(self) -> Registry:
         """Open the registry of model versions."""

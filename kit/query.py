@@ -1,18 +1,19 @@
 """Ask an endpoint about the rows of a table: the client side of the Open Inference Protocol.
 
-Learns from the endpoint which columns the model reads, so it needs neither the model nor a project. It
-knows nothing of Ray and works with any endpoint whose metadata names the columns.
+Learns from the endpoint which columns the model reads, so it needs no model. It knows nothing of Ray and
+works with any endpoint whose metadata names the columns.
 """
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from kit.errors import (
     KitError,
     MissingDependencyError,
     NotFoundError,
+    SettingsError,
     UnavailableError,
     install_line,
 )
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 REQUEST_ROWS = 256
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_HOST = re.compile(r"[0-9a-z_-]{1,63}(\.[0-9a-z_-]{1,63})*\.?|[0-9a-f.]*:[0-9a-f:.]*")
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,17 @@ class QueryResult:
     version: str
 
 
-def query(project: Project | None, settings: QuerySettings) -> QueryResult:
+def query(project: Project, settings: QuerySettings) -> QueryResult:
     """Ask an endpoint about the first rows of a table.
 
     Args:
-        project: Where the endpoint's key and the records lie; None outside a project.
+        project: Where the key of its own endpoint and the records lie.
         settings: Whom to ask, and about what.
 
     Raises:
         InputError: The table does not fit the model, or the endpoint refuses the key or the request.
         NotFoundError: The endpoint does not serve the model, or the key file does not exist.
+        SettingsError: The URL is malformed.
         UnavailableError: Nothing answers there, not in time, or not in the protocol.
     """
     from kit.tables import read_table, to_tensors
@@ -93,10 +97,9 @@ def query(project: Project | None, settings: QuerySettings) -> QueryResult:
     columns, rows = _rows(settings.url, signature, answers)
     version = str(metadata["versions"][0])
     result = QueryResult(columns, rows, round(statistics.median(times_ms), 3), settings.model, version)
-    if project is not None:
-        project.write_record(
-            "query", f"{settings.model}-{time.time_ns()}", {"url": settings.url, **asdict(result)}
-        )
+    project.write_record(
+        "query", f"{settings.model}-{time.time_ns()}", {"url": settings.url, **asdict(result)}
+    )
     return result
 
 
@@ -110,7 +113,21 @@ def connect(url: str, *, key: str | None, timeout_s: float) -> httpx.Client:
 
     Raises:
         MissingDependencyError: A package that asking needs is not installed.
+        SettingsError: The URL is malformed.
     """
+    parsed = _parse(url)
+    import httpx
+
+    return httpx.Client(
+        base_url=parsed,
+        timeout=timeout_s,
+        headers={"authorization": f"Bearer {key}"} if key else {},
+        trust_env=parsed.host not in _LOOPBACK,  # a proxy has no business on this machine
+    )
+
+
+def _parse(url: str) -> httpx.URL:
+    """Read a URL as the client does, so that both mean the same host by it."""
     try:
         import httpx
         import orjson  # noqa: F401  # used further down; said here so that the hint comes first
@@ -119,12 +136,18 @@ def connect(url: str, *, key: str | None, timeout_s: float) -> httpx.Client:
             f"asking an endpoint needs {error.name}, which is not installed",
             hint=install_line("cluster"),
         ) from error
-    return httpx.Client(
-        base_url=url,
-        timeout=timeout_s,
-        headers={"authorization": f"Bearer {key}"} if key else {},
-        trust_env=urlsplit(url).hostname not in _LOOPBACK,  # a proxy has no business on this machine
-    )
+    hint = "write --url http://HOST:PORT"
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise SettingsError(f"{url!r} is not an address: {error}", hint=hint) from error
+    if parsed.userinfo:  # not shown: it may hold a password
+        raise SettingsError(f"the address of {parsed.host} holds a name or password", hint=hint)
+    if not _HOST.fullmatch(parsed.raw_host.decode("ascii")):
+        raise SettingsError(f"{url!r} is not an address: {parsed.host!r} is no host", hint=hint)
+    if parsed.port is not None and not 0 < parsed.port < 1 << 16:
+        raise SettingsError(f"{url!r} is not an address: there is no port {parsed.port}", hint=hint)
+    return parsed
 
 
 def infer(client: httpx.Client, model: str, tensors: Mapping[str, np.ndarray]) -> Tensors:
@@ -208,14 +231,15 @@ def _path(model: str) -> str:
     return f"/v2/models/{quote(model, safe='')}"
 
 
-def _read_key(project: Project | None, settings: QuerySettings) -> str | None:
-    path = Path(settings.api_key).expanduser() if settings.api_key else None
-    if path is None and project is not None:
+def _read_key(project: Project, settings: QuerySettings) -> str | None:
+    """Read the key to show; the project's own is shown to this machine alone, never to another host."""
+    if settings.api_key:
+        path = Path(settings.api_key).expanduser()
+    else:
         path = project.state / "serve" / "key"
-        if not path.exists():  # an endpoint without a key, or one of another project: its answer will tell
+        # Without the file, the endpoint has no key or is of another project: its answer will tell.
+        if _parse(settings.url).host not in _LOOPBACK or not path.exists():
             return None
-    if path is None:
-        return None
     try:
         key = path.read_text(encoding="ascii").strip()
     except FileNotFoundError as error:

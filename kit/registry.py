@@ -2,8 +2,8 @@
 
 One SQLite file: ``versions`` (immutable), ``aliases`` (moved by compare-and-set) and ``events`` (append-only,
 every entry holding the hash of the one before). Each call opens the file, does one transaction and closes it,
-so any number of processes may share it; it must lie on a local disk, because SQLite's write-ahead log needs
-shared memory.
+so any number of processes may share it on a local disk or a shared one with working POSIX locks (EFS, NFSv4):
+SQLite's rollback journal needs locks alone, its write-ahead log would need shared memory.
 
 It deliberately does not know what a version contains: it never opens, copies or verifies model files.
 """
@@ -43,7 +43,7 @@ CREATE TABLE versions (
     registered_ns INTEGER NOT NULL, summary TEXT NOT NULL,
     PRIMARY KEY (model, number), UNIQUE (model, digest));
 CREATE TABLE aliases (
-    model TEXT NOT NULL, alias TEXT NOT NULL, digest TEXT NOT NULL, revision INTEGER NOT NULL,
+    model TEXT NOT NULL, alias TEXT NOT NULL, digest TEXT NOT NULL,
     PRIMARY KEY (model, alias), FOREIGN KEY (model, digest) REFERENCES versions (model, digest));
 {event_log.SCHEMA.strip()}
 CREATE TRIGGER versions_update BEFORE UPDATE ON versions
@@ -52,7 +52,7 @@ CREATE TRIGGER versions_delete BEFORE DELETE ON versions
     BEGIN SELECT RAISE(ABORT, 'versions are immutable'); END;
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_FORMAT};
-PRAGMA journal_mode = WAL;
+PRAGMA journal_mode = DELETE;
 """
 
 
@@ -255,11 +255,15 @@ class Registry:
                 _check_known(db, model)
             return [event for event in event_log.read_events(db) if model in (None, event.model)]
 
-    def verify_log(self) -> None:
+    def verify_log(self) -> Event | None:
         """Check that every log entry is untouched and that versions and aliases are what the log made them.
 
-        Who can write the file can also write a whole new log; what this finds is an edit, a removal or an
-        insertion.
+        Finds an edit, an insertion, and a removal before the newest entry. Whoever can write the file can
+        also cut the log's end off and set the tables back to match, or write a whole new log: only a newest
+        hash that was kept elsewhere shows that.
+
+        Returns:
+            The newest entry; None when nothing has happened yet.
 
         Raises:
             UnavailableError: The file cannot be read.
@@ -271,11 +275,17 @@ class Registry:
                 raise VerificationError(f"the registry {self.path} is damaged: {found}", hint=_RESTORE_HINT)
             events = event_log.read_events(db)
             event_log.check_chain(events, path=self.path)
-            versions = {(r.model, r.number): [r.digest, r.uri, r.summary] for r in _records(db, "TRUE")}
+            versions = {
+                (record.model, record.number): [
+                    *(record.registered_ns, record.digest, record.uri, record.summary)
+                ]
+                for record in _records(db, "TRUE")
+            }
             aliases = {
                 (row[0], row[1]): row[2] for row in db.execute("SELECT model, alias, digest FROM aliases")
             }
             event_log.check_tables(events, versions=versions, aliases=aliases, path=self.path)
+        return events[-1] if events else None
 
     def _exists(self) -> bool:
         try:
@@ -348,7 +358,7 @@ class Registry:
             if name.startswith(_OUTSIDE):
                 raise UnavailableError(
                     f"the registry {self.path} cannot be used: {error}",
-                    hint="make sure it is a writable file on a local disk with room, then try again",
+                    hint="make sure it is a writable file on a disk with room and locks, then try again",
                 ) from error
             if isinstance(error, sqlite3.ProgrammingError):
                 raise  # our use of sqlite3 is wrong
@@ -429,7 +439,7 @@ def _resolve(db: sqlite3.Connection, reference: Reference) -> VersionRecord:
         raise NotFoundError(f"{model} has no alias {reference.alias!r}", hint=nearest(reference.alias, names))
     what = f"version {reference.number}" if reference.number else f"sha256:{reference.digest_prefix}"
     raise NotFoundError(
-        f"{model} has no {what}, it has {there_are}", hint=f"list them: kit models show {model}"
+        f"{model} has no {what}, it has {there_are}", hint=f"list them: kit models list {model}"
     )
 
 
@@ -452,8 +462,8 @@ def _move_alias(
     db: sqlite3.Connection, kind: str, record: VersionRecord, *, alias: str, previous: str | None
 ) -> VersionRecord:
     db.execute(
-        "INSERT INTO aliases VALUES (?, ?, ?, 1) ON CONFLICT (model, alias)"
-        " DO UPDATE SET digest = excluded.digest, revision = revision + 1",
+        "INSERT INTO aliases VALUES (?, ?, ?)"
+        " ON CONFLICT (model, alias) DO UPDATE SET digest = excluded.digest",
         (record.model, alias, record.digest),
     )
     body = {"alias": alias, "number": record.number, "digest": record.digest, "previous": previous}

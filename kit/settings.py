@@ -2,21 +2,17 @@
 
 Each command has one frozen class; the keys of kit.toml, the flags of the command line, the
 ``--help`` texts and docs/reference.md are derived from it. Order of precedence: defaults, then
-kit.toml, then flags. Nothing is read or created on import.
+kit.toml, then flags. Nothing is read here; ``kit.project_file`` fills these classes from a file or
+from flags and says in a sentence what is wrong.
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
-from kit.errors import SettingsError, nearest
-from kit.metrics import METRICS
 from kit.signature import ClassName, Signature, TensorSpec
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
@@ -26,9 +22,6 @@ Threads = Annotated[int, Field(ge=0, le=256)]
 Metric = Literal["accuracy", "auc", "f1_macro", "log_loss", "rmse", "mae", "r2"]
 EngineName = Literal["onnxruntime", "openvino"]  # those that read model.onnx
 TargetName = Literal["litert-int8", "openvino-int8"]
-
-
-S = TypeVar("S", bound="Settings")
 
 
 class Settings(BaseModel):
@@ -161,13 +154,14 @@ class StoreSettings(Settings):
 
 
 class SigningSettings(Settings):
-    """Which key signs, and which keys are trusted."""
+    """Which key signs, and whose signatures are believed."""
 
     key: str | None = Field(
         default=None, description="Private key (PEM); <state>/keys/signing.pem when left out."
     )
     trusted: str | None = Field(
-        default=None, description="Public key, or folder of *.pub; <state>/keys when left out."
+        default=None,
+        description="Public key, or folder of *.pub, all trusted; the signing key's own .pub when left out.",
     )
 
 
@@ -249,6 +243,7 @@ class ModelsSettings(CommandSettings):
     expect: str | None = Field(
         default=None, description="Digest the alias must stand on now, or the move is refused."
     )
+    gates: bool = Field(default=True, description="Whether promoting to champion asks the gates.")
 
 
 class PredictSettings(CommandSettings):
@@ -316,7 +311,8 @@ class QuerySettings(CommandSettings):
     rows: int = Field(default=5, ge=1, description="Rows to ask about; the first of the table.")
     timeout_s: float = Field(default=10.0, gt=0, le=3600, description="Longest wait for an answer.")
     api_key: str | None = _path(
-        "File holding the endpoint's key; <state>/serve/key when left out.", default=None
+        "File holding the endpoint's key; when left out, <state>/serve/key if --url is this machine.",
+        default=None,
     )
 
 
@@ -396,15 +392,6 @@ COMMAND_SECTIONS: dict[str, type[CommandSettings]] = {
     "report": ReportSettings,
 }
 
-_GENERAL_SECTIONS: dict[str, type[Settings]] = {
-    "project": ProjectSettings,
-    "data": DataSettings,
-    "model": ModelSettings,
-    "gates": GatesSettings,
-    "store": StoreSettings,
-    "signing": SigningSettings,
-}
-
 
 class ProjectFile(Settings):
     """A whole kit.toml, checked."""
@@ -439,123 +426,3 @@ class ProjectFile(Settings):
                 TensorSpec("logits", "float32", (-1, len(classes))),
             )
         return Signature(self.project.task, self.input_signature(), outputs)
-
-
-def read_project_file(path: Path) -> ProjectFile:
-    """Read and check a kit.toml.
-
-    Raises:
-        SettingsError: It is absent, is not TOML, or breaks a rule; the message names the key.
-    """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise SettingsError(
-            f"{path} does not exist",
-            hint="run the command inside a project, or make one: kit init NAME",
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(
-            f"{path.name} is not valid TOML: {error}", hint="correct that place; strings stand in quotes"
-        ) from error
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
-    sections = {*_GENERAL_SECTIONS, *COMMAND_SECTIONS}
-    for section in raw:
-        if section not in sections:
-            raise SettingsError(f"{path.name}: [{section}] is not a section", hint=nearest(section, sections))
-        if not isinstance(raw[section], dict):
-            raise SettingsError(
-                f"{path.name}: {section} must be a table, [{section}]", hint=f"write [{section}]"
-            )
-    for required in ("project", "data", "model"):
-        if required not in raw:
-            raise SettingsError(
-                f"{path.name}: the section [{required}] is missing",
-                hint=f"add [{required}]; docs/reference.md describes its keys",
-            )
-    parts: dict[str, Any] = {
-        name: build(cls, raw[name], where=f"{path.name}: [{name}]")
-        for name, cls in _GENERAL_SECTIONS.items()
-        if name in raw
-    }
-    _check_task(parts["project"].task, parts.get("gates", GatesSettings()), where=path.name)
-    commands = {name: raw[name] for name in COMMAND_SECTIONS if name in raw}
-    for name, values in commands.items():
-        _check_partial(COMMAND_SECTIONS[name], values, where=f"{path.name}: [{name}]")
-    return ProjectFile(**parts, commands=commands)
-
-
-#: Stands for a required argument while a section is checked alone; every such field accepts it.
-_PLACEHOLDER = "path:-"
-
-
-def build(cls: type[S], values: Mapping[str, Any], *, where: str) -> S:
-    """Make one settings object, turning pydantic's findings into one sentence.
-
-    Args:
-        cls: The class to make.
-        values: Key to value, as TOML or the command line gave them.
-        where: What the message shall call the place, for example ``kit.toml: [train]``.
-
-    Raises:
-        SettingsError: A key is unknown or missing, or a value breaks its rule.
-    """
-    try:
-        return cls.model_validate(dict(values))
-    except ValidationError as error:
-        raise _sentence(cls, error, where=where) from error
-
-
-def _check_task(task: str, gates: GatesSettings, *, where: str) -> None:
-    for metric in gates.floors:
-        if metric not in METRICS[task]:
-            raise SettingsError(
-                f"{where}: [gates] floors.{metric} does not measure a {task} project",
-                hint=nearest(metric, METRICS[task]),
-            )
-
-
-def _check_partial(cls: type[CommandSettings], values: Mapping[str, Any], *, where: str) -> None:
-    """Check a command's section, in which required arguments may still be absent."""
-    try:
-        required = {name for name, field in cls.model_fields.items() if field.is_required()}
-        cls.model_validate({**dict.fromkeys(required, _PLACEHOLDER), **values})
-    except ValidationError as error:
-        raise _sentence(cls, error, where=where) from error
-
-
-def _sentence(cls: type[Settings], error: ValidationError, *, where: str) -> SettingsError:
-    findings = error.errors()
-    finding = next((found for found in findings if found["type"] != "missing"), findings[0])
-    place = ".".join(str(part) for part in finding["loc"])
-    if finding["type"] == "extra_forbidden":
-        owner = _owner(cls, finding["loc"])
-        return SettingsError(
-            f"{where} does not know the key {place!r}",
-            hint=nearest(str(finding["loc"][-1]), owner.model_fields),
-        )
-    if finding["type"] == "missing":
-        return SettingsError(f"{where} needs {place!r}", hint=f"give {place!r} a value")
-    if finding["type"] == "literal_error" and finding["loc"][-1] == "[key]":
-        valid = finding["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-        return SettingsError(
-            f"{where} does not know {finding['input']!r}", hint=nearest(str(finding["input"]), valid)
-        )
-    if finding["type"] == "value_error":
-        return SettingsError(f"{where}: {finding['ctx']['error']}", hint=_help(cls))
-    _, _, rule = finding["msg"].rpartition(" should ")  # "Input should be ...", "String should match ..."
-    return SettingsError(f"{where}: {place} = {finding['input']!r}, but it should {rule}", hint=_help(cls))
-
-
-def _help(cls: type[Settings]) -> str:
-    """Say where the keys of a group are described."""
-    commands = {each.__name__: name for name, each in COMMAND_SECTIONS.items()}
-    if cls.__name__ in commands:
-        return f"correct it; kit {commands[cls.__name__]} --help describes every setting"
-    return "correct it; docs/reference.md describes every key"
-
-
-def _owner(cls: type[Settings], location: tuple[int | str, ...]) -> type[Settings]:
-    """Find the class whose key an error's location names: data.inputs.0.nme belongs to InputSettings."""
-    return InputSettings if len(location) > 1 and location[0] == "inputs" else cls

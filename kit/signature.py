@@ -230,7 +230,7 @@ class Signature:
 
         Args:
             rows: One object per row, column name to value; an absent or null value counts as
-                missing.
+                missing, a whole number may be written 3.0, and true is not a number.
 
         Raises:
             InputError: A row is not an object, or a value breaks the signature.
@@ -243,7 +243,13 @@ class Signature:
                 for column in spec.columns:
                     if all(column not in row for row in rows):
                         raise _missing_column(spec, column, rows[0])
-        return self.from_columns({column: [row.get(column) for row in rows] for column in self.columns})
+        columns = {column: [row.get(column) for row in rows] for column in self.columns}
+        for spec in self.inputs:
+            if spec.dtype not in ("bool", "string"):
+                for column in spec.columns:
+                    for index, value in enumerate(columns[column]):
+                        _refuse_truth(spec, column, index, value)
+        return self.from_columns(columns)
 
     def class_names(self, indices: np.ndarray) -> list[ClassName]:
         """Name the classes that an output ``label`` stands for.
@@ -398,6 +404,8 @@ def _parsed(spec: TensorSpec, column: str, values: Sequence[Any]) -> np.ndarray:
                 value = json.loads(value)
             except (ValueError, RecursionError) as error:
                 raise InputError(f"column {column!r}, row {row}: {value[:40]!r} is no JSON list") from error
+            if spec.dtype != "bool":
+                _refuse_truth(spec, column, row, value)
         if value is None:
             value = missing
         items = value if isinstance(value, (list, tuple, np.ndarray)) else [value]
@@ -405,22 +413,35 @@ def _parsed(spec: TensorSpec, column: str, values: Sequence[Any]) -> np.ndarray:
             raise InputError(f"column {column!r}, row {row}: a value is missing (input {spec.name!r})")
         for item in items:
             if not isinstance(item, (int, float, np.number, np.bool_)):
-                raise InputError(
-                    f"column {column!r}, row {row}: {item!r} is not a number "
-                    f"(input {spec.name!r} is {spec.dtype})"
-                )
+                raise _no_number(spec, column, row, item)
         if missing is None:
             value = [_whole(item) for item in items] if items is value else _whole(value)
         rows.append(value)
     if not rows:
         return np.empty((0,), dtype=DTYPES[spec.dtype])
     try:
-        array = np.array(rows)
+        # Whole numbers beyond 64 bits are numbers too where the input is a float.
+        array = np.array(rows, dtype=np.float64 if missing is not None else None)
     except ValueError as error:
         raise InputError(f"column {column!r} holds rows of different lengths") from error
+    except OverflowError:
+        array = np.array(rows, dtype=object)
     if array.dtype == object:
         raise InputError(f"column {column!r} holds a number too large for {spec.dtype}")
     return array
+
+
+def _refuse_truth(spec: TensorSpec, column: str, row: int, value: Any) -> None:
+    """Refuse JSON's true and false where a number is expected, as the endpoint does."""
+    for item in value if isinstance(value, (list, tuple)) else (value,):
+        if item is True or item is False:
+            raise _no_number(spec, column, row, item)
+
+
+def _no_number(spec: TensorSpec, column: str, row: int, item: Any) -> InputError:
+    return InputError(
+        f"column {column!r}, row {row}: {item!r} is not a number (input {spec.name!r} is {spec.dtype})"
+    )
 
 
 def _whole(item: Any) -> Any:

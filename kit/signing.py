@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -450,19 +449,9 @@ def _key_hint(public: ec.EllipticCurvePublicKey) -> str:
 
 
 def _create(path: Path, data: bytes, *, mode: int) -> None:
-    """Write a file that must not exist yet: whole, or not at all, also when two try at once."""
-    work = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    kit_files.write_atomic(work, data, mode=mode)
-    try:
-        os.link(work, path)  # unlike a rename, refuses to replace
-    except FileExistsError as error:
-        raise _taken(path) from error
-    except OSError as error:
-        raise UnavailableError(
-            f"{path} cannot be made: {error.strerror}", hint="keep keys on a file system with hard links"
-        ) from error
-    finally:
-        work.unlink()
+    """Write a key file, which must not exist yet, also when two try at once."""
+    if not kit_files.create_once(path, data, mode=mode):
+        raise _taken(path)
 
 
 def _taken(path: Path) -> ConflictError:

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -194,9 +195,9 @@ class S3Store:
         return version
 
     def fetch(self, digest: str) -> Path:
-        """Download a version into the cache, or reuse it there; see ``Store.fetch``."""
+        """Download a version into the cache, or reuse it there while it is intact; see ``Store.fetch``."""
         target = self.cache / _checked_digest(digest)
-        if _is_complete(target):
+        if _is_intact(target, digest=digest):
             return target
         start = self._key(digest)
         with self._errors():
@@ -211,6 +212,9 @@ class S3Store:
                 with self._errors():
                     self._client().download_file(self._bucket, start + name, str(work / name))
             _checked_files(work, digest=digest, place=f"{self.uri}/{digest}")
+            if target.exists() and not _is_intact(target, digest=digest):
+                _logger.warning("%s was damaged and is replaced by a new download", target)
+                _discard(target)
         return target
 
     def contains(self, digest: str) -> bool:
@@ -389,6 +393,20 @@ def _is_complete(folder: Path) -> bool:
                 hint="move that folder away",
             )
         return False
+
+
+def _is_intact(folder: Path, *, digest: str) -> bool:
+    """Say whether an earlier download is there and still has its digest."""
+    try:
+        return folder.exists() and bool(_checked_files(folder, digest=digest))
+    except (InputError, VerificationError):
+        return False
+
+
+def _discard(path: Path) -> None:
+    """Take a folder away in one step, so that nobody meets half of it, then remove it."""
+    with tempfile.TemporaryDirectory(prefix=".damaged-", dir=path.parent) as aside:
+        path.rename(Path(aside) / path.name)
 
 
 @contextlib.contextmanager

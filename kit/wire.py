@@ -32,13 +32,14 @@ DATATYPES: dict[str, str] = {
 _DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
 _TENSOR_KEYS = frozenset({"name", "datatype", "shape", "data", "parameters"})
 _NUMBERS: frozenset[type] = frozenset({float, int, type(None)})
+_WHOLE: frozenset[type] = frozenset({float, int})  # which floats are whole is checked with the values
 _ACCEPTED: dict[str, tuple[frozenset[type], str]] = {
     "FP32": (_NUMBERS, "a number"),
     "FP64": (_NUMBERS, "a number"),
-    "INT64": (frozenset({int}), "a whole number"),
-    "INT32": (frozenset({int}), "a whole number"),
-    "UINT8": (frozenset({int}), "a whole number"),
-    "BOOL": (frozenset({bool}), "true or false"),
+    "INT64": (_WHOLE, "a whole number"),
+    "INT32": (_WHOLE, "a whole number"),
+    "UINT8": (_WHOLE, "a whole number"),
+    "BOOL": (_WHOLE | {bool}, "true or false"),
     "BYTES": (frozenset({str, type(None)}), "a string"),
 }
 
@@ -85,12 +86,10 @@ def decode_tensor(spec: TensorSpec, value: dict[str, Any], *, kind: str) -> np.n
         raise InputError(f"{what} has datatype {_shown(value['datatype'])}; {expected} is expected")
     shape = _checked_shape(spec, value["shape"], what=what)
     flat = _flattened(value["data"], shape=shape, what=what)
-    accepted, word = _ACCEPTED[expected]
+    accepted, _ = _ACCEPTED[expected]
     if not accepted.issuperset(map(type, flat)):
         index = next(index for index, item in enumerate(flat) if type(item) not in accepted)
-        raise InputError(
-            f"{what}, row {index // spec.row_size}: {_shown(flat[index])} is not {word} ({expected})"
-        )
+        raise _refused(spec, flat[index], index=index, what=what)
     return _array(spec, flat, what=what).reshape(shape)
 
 
@@ -171,8 +170,18 @@ def _array(spec: TensorSpec, flat: list[Any], *, what: str) -> np.ndarray:
         return array
     if dtype.kind == "f":
         with np.errstate(over="ignore"):  # too large for the dtype is infinity, which the signature names
-            return np.array(flat, dtype=dtype)
-    if dtype.kind == "b":
+            try:
+                return np.array(flat, dtype=dtype)
+            except OverflowError as error:
+                raise InputError(f"{what} holds a number too large for {DATATYPES[spec.dtype]}") from error
+    # The rule of the signature's rows: 3.0 is a whole number, 1 and 0 are truth values.
+    is_truth = dtype.kind == "b"
+    if set(map(type, flat)) - {bool if is_truth else int}:
+        for index, item in enumerate(flat):
+            if item not in (0, 1) if is_truth else (type(item) is float and not item.is_integer()):
+                raise _refused(spec, item, index=index, what=what)
+        flat = [int(item) for item in flat]
+    if is_truth:
         return np.array(flat, dtype=dtype)
     try:
         wide = np.array(flat, dtype=np.int64)
@@ -186,6 +195,12 @@ def _array(spec: TensorSpec, flat: list[Any], *, what: str) -> np.ndarray:
             f"{what}, row {index // spec.row_size}: {flat[index]} does not fit {DATATYPES[spec.dtype]}"
         )
     return narrow
+
+
+def _refused(spec: TensorSpec, item: object, *, index: int, what: str) -> InputError:
+    datatype = DATATYPES[spec.dtype]
+    _, word = _ACCEPTED[datatype]
+    return InputError(f"{what}, row {index // spec.row_size}: {_shown(item)} is not {word} ({datatype})")
 
 
 def _kind(value: object) -> str:

@@ -47,10 +47,9 @@ def check_port(host: str, *, port: int) -> None:
                 socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
             )  # a closed endpoint's TIME_WAIT is no owner
             probe.bind(address)
-    except socket.gaierror as error:
-        raise InputError(
-            f"host {host!r} is not an address: {error.strerror}", hint="use --host 127.0.0.1"
-        ) from error
+    except (socket.gaierror, ValueError) as error:  # ValueError: a label that is empty or over 63 characters
+        said = error.strerror if isinstance(error, OSError) else "no name looks like that"
+        raise InputError(f"host {host!r} is not an address: {said}", hint="use --host 127.0.0.1") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ConflictError(

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import io
 import logging
-import os
 import secrets
 import signal
 import threading
@@ -23,7 +22,7 @@ from types import FrameType
 
 from kit import local_ray
 from kit.errors import InputError, UnavailableError
-from kit.files import write_atomic
+from kit.files import create_once
 from kit.model_version import ModelVersion
 from kit.project import Project
 from kit.settings import ServeSettings
@@ -301,14 +300,8 @@ def _endpoint_key(path: Path) -> bytes:
     Raises:
         InputError: Others can read the file, or what it holds is too short to be a key.
     """
-    if not path.exists():
-        work = path.with_name(f".key.{secrets.token_hex(8)}")
-        write_atomic(work, secrets.token_urlsafe(_KEY_BYTES).encode() + b"\n", mode=0o600)
-        try:
-            with contextlib.suppress(FileExistsError):  # somebody else was faster: theirs counts
-                os.link(work, path)
-        finally:
-            work.unlink()
+    # Where somebody was faster, theirs counts.
+    create_once(path, secrets.token_urlsafe(_KEY_BYTES).encode() + b"\n", mode=0o600)
     mode = path.stat().st_mode
     if mode & 0o077:
         raise InputError(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kit import archive, files, golden, seal, signing
+from kit import archive, bundle, files, golden, seal, signing
 from kit.init import init
 from kit.model_version import ModelVersion, Parts, write_model_version
 from kit.project import Project
@@ -100,7 +100,9 @@ class BundleMaker:
 
     def pack(self, folder: Path, *, key: Path | None = None) -> Bundle:
         """Seal a folder and pack it."""
-        digest = seal.seal(folder, name="shapes", key=key or self.key)
+        manifest = files.read_json(folder / "manifest.json")
+        name = bundle.bundle_name(manifest["name"], manifest["target"])
+        digest = seal.seal(folder, name=name, key=key or self.key)
         path = self.folder / f"{folder.name}.bundle"
         archive.pack(folder, path)
         self.made.append(Bundle(path, digest, folder))

@@ -70,11 +70,12 @@ def run(folder: Path, *, once: bool, poll_s: float) -> int:
         _finish(install.recover(device))
         if not once:
             _log.info(f"watching {device.incoming}")
+        said = ""
         while not once:
-            try:
-                _install_waiting(device)
-            except errors.UnavailableError as error:  # what waits is tried again when there is room
-                _log.warning(f"error: {error.message}")
+            trouble = _trouble(device)
+            if trouble and trouble != said:  # once, not at every look
+                _log.warning(f"warning: {trouble}; trying again every {poll_s:g} s")
+            said = trouble
             time.sleep(poll_s)
         _install_waiting(device)
         device.good_slot()
@@ -99,7 +100,7 @@ def predict(folder: Path, *, input: Path, output: Path | None, limit: int | None
     good = Device.open(folder).good_slot()
     if good.fell_back:
         _log.warning(f"warning: answering from the previous bundle: {good.fell_back}")
-    runner = Runner.open(good.sealed.folder, threads=trial.THREADS)
+    runner = Runner.open(good.bundle.folder, threads=trial.THREADS)
     table = rows.read_rows(input, signature=runner.signature, limit=limit)
     answers = runner.run(runner.signature.from_rows(table))
     text = "".join(f"{line}\n" for line in rows.answer_lines(answers, signature=runner.signature))
@@ -133,7 +134,7 @@ def health(folder: Path) -> int:
     }
     try:
         good = device.good_slot()
-        found.update(trial.examine(good.sealed).to_json())
+        found.update(trial.examine(good.bundle).to_json())
         found["reason"] = good.fell_back or found["reason"]
     except errors.KitError as error:
         found["reason"] = error.message
@@ -153,6 +154,20 @@ def _install_waiting(device: Device) -> None:
         _finish(install.recover(device))
     for path in device.waiting():
         _finish(install.install(device, path))
+
+
+def _trouble(device: Device) -> str:
+    """Install what waits; say what this machine lacks for it, empty when nothing.
+
+    A full disk gets room again and a pulled card comes back, so neither ends a watching agent.
+    """
+    try:
+        _install_waiting(device)
+    except (errors.UnavailableError, errors.NotFoundError) as error:
+        return error.message
+    except OSError as error:
+        return f"{error.filename or device.folder} cannot be used: {error.strerror}"
+    return ""
 
 
 def _finish(steps: Iterator[str]) -> None:

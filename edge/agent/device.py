@@ -21,15 +21,14 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kit import files, seal, signing
-from kit.archive import BUNDLE_FILES
+from kit import files, signing
+from kit.bundle import Bundle, open_bundle
 from kit.errors import ConflictError, InputError, NotFoundError, UnavailableError, VerificationError
-from kit.runner import read_manifest
 
 IDLE, STAGED, TRIAL = "idle", "staged", "trial"
 """Phases: nothing is under way; a slot waits for its trial; a trial has begun."""
@@ -38,7 +37,10 @@ CONFIRMED, UNCHANGED, REJECTED, FELL_BACK = "confirmed", "unchanged", "rejected"
 """What a report can say."""
 
 _POINTER = re.compile(r"slots/([0-9a-f]{64})\s*")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _LINK, _FILE = "link", "file"
+
+_Rule = Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ class State:
         staged: Digest of the slot that waits for its trial or is on trial.
         attempts: Trials of the staged slot that have begun.
         source: File in ``incoming/`` the staged slot came from.
-        rejected: Digest to reason, for bundles that were signed by a pinned key and refused since
-            the last confirmation.
+        rejected: Digest to reason, for bundles that a pinned key signed, that are whole and were refused
+            since the last confirmation.
         last_report: How the last bundle ended.
     """
 
@@ -102,18 +104,71 @@ class State:
         Raises:
             VerificationError: It is not one this agent writes.
         """
-        try:
-            report = value.get("last_report")
-            state = cls(**{**value, "last_report": Report(**report) if report else None})
-        except TypeError as error:
-            raise VerificationError(
-                f"the state holds {sorted(value)}, which this agent cannot read"
-            ) from error
-        if state.phase not in (IDLE, STAGED, TRIAL) or not isinstance(state.release, int):
-            raise VerificationError(
-                f"the state has phase {state.phase!r} and release {state.release!r}, which no agent writes"
-            )
-        return state
+        _check_fields(value, _STATE_RULES, what="the state")
+        report = value.get("last_report")
+        if report is not None:
+            _check_fields(report, _REPORT_RULES, what="the state's last_report")
+            if "status" not in report or "detail" not in report:
+                raise VerificationError("the state's last_report lacks its status or its detail")
+            report = Report(**report)
+        return cls(**{**value, "last_report": report})
+
+
+def _check_fields(value: Mapping[str, Any], rules: Mapping[str, _Rule], *, what: str) -> None:
+    for key, entry in value.items():
+        if key not in rules:
+            raise VerificationError(f"{what} has {key[:40]!r}, which no agent writes")
+        if not rules[key](entry):
+            shown = repr(entry) if len(repr(entry)) <= 40 else f"{repr(entry)[:37]}..."
+            raise VerificationError(f"{what} has {key} = {shown}, which no agent writes")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+def _is_digest_or_none(value: object) -> bool:
+    return value is None or _is_digest(value)
+
+
+def _is_file_or_none(value: object) -> bool:
+    """Say whether it names a file in one folder: never a path, for the file is deleted later."""
+    return value is None or (isinstance(value, str) and value not in ("", ".", "..") and "/" not in value)
+
+
+def _is_rejections(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_digest, value)) and all(map(_is_text, value.values()))
+
+
+#: Field of ``state.json`` to what it may hold.
+_STATE_RULES: dict[str, _Rule] = {
+    "pointer": lambda value: value in (_LINK, _FILE),
+    "phase": lambda value: value in (IDLE, STAGED, TRIAL),
+    "current": _is_digest_or_none,
+    "previous": _is_digest_or_none,
+    "release": _is_count,
+    "release_digest": _is_digest_or_none,
+    "staged": _is_digest_or_none,
+    "attempts": _is_count,
+    "source": _is_file_or_none,
+    "rejected": _is_rejections,
+    "last_report": lambda value: value is None or isinstance(value, dict),
+}
+_REPORT_RULES: dict[str, _Rule] = {
+    "status": lambda value: value in (CONFIRMED, UNCHANGED, REJECTED, FELL_BACK),
+    "detail": _is_text,
+    "error": _is_text,
+    "digest": _is_digest_or_none,
+    "file": _is_file_or_none,
+}
 
 
 @dataclass(frozen=True)
@@ -121,11 +176,11 @@ class GoodSlot:
     """A slot that was verified just now.
 
     Attributes:
-        sealed: The slot and its digest.
+        bundle: What is in it.
         fell_back: Why the current slot is not used; empty when this is the current one.
     """
 
-    sealed: seal.Sealed
+    bundle: Bundle
     fell_back: str
 
 
@@ -185,7 +240,7 @@ class Device:
         state = State(pointer=_LINK if self._has_links() else _FILE)
         digest = self.pointer()
         if digest is not None:
-            release = read_manifest(self.open_slot(digest).folder)["release"]
+            release = self.open_slot(digest).release
             state = dataclasses.replace(state, current=digest, release=release, release_digest=digest)
         self.save(state)
 
@@ -256,16 +311,16 @@ class Device:
             raise UnavailableError(f"{self._current_path} cannot be moved: {error.strerror}") from error
         files.sync_folder(self.folder)
 
-    def open_slot(self, digest: str) -> seal.Sealed:
+    def open_slot(self, digest: str) -> Bundle:
         """Verify a slot against the pinned keys and its name.
 
         Raises:
             VerificationError: A file of it is not what was signed; the sentence names it.
         """
-        sealed = seal.open_sealed(self.slots / digest, trusted=self.trusted(), allowed=BUNDLE_FILES)
-        if sealed.digest != digest:
-            raise VerificationError(f"slot {digest[:12]} holds another bundle, {sealed.digest[:12]}")
-        return sealed
+        bundle = open_bundle(self.slots / digest, trusted=self.trusted())
+        if bundle.digest != digest:
+            raise VerificationError(f"slot {digest[:12]} holds another bundle, {bundle.digest[:12]}")
+        return bundle
 
     def good_slot(self) -> GoodSlot:
         """Verify the current slot, or the previous one when the current one is damaged.
@@ -292,12 +347,22 @@ class Device:
             raise
 
     def waiting(self) -> list[Path]:
-        """List the bundles in ``incoming/``, oldest first; hidden names are still being written."""
+        """List the bundles in ``incoming/``, oldest first; hidden names are still being written.
+
+        Raises:
+            UnavailableError: The folder cannot be read: a card was pulled, say.
+        """
         found = []
-        for path in self.incoming.iterdir():
-            if not path.name.startswith(".") and (path.is_symlink() or path.is_file()):
-                with contextlib.suppress(FileNotFoundError):
-                    found.append((path.lstat().st_mtime_ns, path.name, path))
+        try:
+            for path in self.incoming.iterdir():
+                if not path.name.startswith(".") and (path.is_symlink() or path.is_file()):
+                    with contextlib.suppress(FileNotFoundError):
+                        found.append((path.lstat().st_mtime_ns, path.name, path))
+        except OSError as error:
+            raise UnavailableError(
+                f"{self.incoming} cannot be read: {error.strerror}",
+                hint="see whether the card or disk that holds it is there",
+            ) from error
         return [path for _, _, path in sorted(found)]
 
     def place(self, work: Path, *, digest: str) -> None:

@@ -39,9 +39,9 @@ from edge.agent.device import (
     Report,
     State,
 )
-from kit import archive, seal
+from kit import archive
+from kit.bundle import Bundle, open_bundle
 from kit.errors import ConflictError, GateError, KitError, UnavailableError, VerificationError
-from kit.runner import read_manifest
 
 MAX_TRIALS = 2
 """Trials a staged slot gets when power cuts interrupt them."""
@@ -100,11 +100,12 @@ def _stage(device: Device, path: Path) -> Iterator[str]:
             raise VerificationError(f"{path.name} in incoming/ is a link, not a bundle")
         archive.unpack(path, work)
         yield "unpacked"
-        digest = seal.open_sealed(work, trusted=device.trusted(), allowed=archive.BUNDLE_FILES).digest
+        bundle = open_bundle(work, trusted=device.trusted())
+        digest = bundle.digest
         if digest == device.state().current and not _damage(device, digest):
             refusal = Report(UNCHANGED, "it is already running", digest=digest, file=path.name)
         else:
-            _check_release(device.state(), work, digest=digest)
+            _check_release(device.state(), bundle)
     except UnavailableError:
         raise
     except KitError as error:
@@ -123,13 +124,11 @@ def _stage(device: Device, path: Path) -> Iterator[str]:
     yield "taken"
 
 
-def _check_release(state: State, work: Path, *, digest: str) -> None:
+def _check_release(state: State, bundle: Bundle) -> None:
     """Refuse a replay: an older bundle, however well it is signed, may hold a mended fault."""
-    release = read_manifest(work)["release"]
-    if not isinstance(release, int) or release < 1:
-        raise VerificationError(f"the bundle's release is {release!r}, not a whole number from 1")
+    release = bundle.release
     # The same bundle may come again at its own release: that is how a damaged slot is repaired.
-    repeated = release == state.release and digest == state.release_digest
+    repeated = release == state.release and bundle.digest == state.release_digest
     if release <= state.release and not repeated:
         raise ConflictError(
             f"release {release} is not above release {state.release}, which this device has confirmed",

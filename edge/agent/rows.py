@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kit.errors import InputError
+from kit.errors import InputError, nearest
 from kit.signature import Signature
 
 SUFFIXES = (".csv", ".json", ".jsonl")
@@ -36,7 +36,8 @@ def read_rows(path: Path, *, signature: Signature, limit: int | None = None) -> 
         limit: Most rows to read, from the first; None for all.
 
     Returns:
-        One object per row, column to value; an empty CSV cell of a number is None.
+        One object per row, column to value; an empty CSV cell of a number is None. None at all for a
+        CSV file with a header alone.
 
     Raises:
         InputError: The file is absent, of another type, empty or not what its suffix says; the sentence
@@ -55,7 +56,7 @@ def read_rows(path: Path, *, signature: Signature, limit: int | None = None) -> 
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: byte {error.start} is wrong") from error
     rows = list(itertools.islice(readers[suffix](text, path, signature), limit))
-    if not rows:
+    if not rows and (suffix != ".csv" or not text.strip()):  # a header alone is a table of no rows
         raise InputError(f"{path} holds no rows")
     return rows
 
@@ -69,7 +70,7 @@ def answer_lines(answers: Mapping[str, np.ndarray], *, signature: Signature) -> 
 
     Yields:
         One line per row, without its newline: ``label`` (the class's name) and ``probabilities`` (in the
-        order of the classes), or ``value``.
+        order of the classes), or ``value``; null where a figure is not finite.
     """
     if "value" in answers:
         for value in answers["value"]:
@@ -81,9 +82,12 @@ def answer_lines(answers: Mapping[str, np.ndarray], *, signature: Signature) -> 
         yield json.dumps({"label": label, "probabilities": probabilities}, ensure_ascii=False)
 
 
-def _short(value: Any) -> float:
-    """Give a float32 with no more digits than tell it from its neighbours."""
-    return float(str(value))
+def _short(value: Any) -> float | None:
+    """Give a float32 with no more digits than tell it from its neighbours.
+
+    JSON has neither NaN nor infinity; both become null, as over HTTP.
+    """
+    return float(str(value)) if np.isfinite(value) else None
 
 
 def _jsonl_rows(text: str, path: Path, signature: Signature) -> _Rows:
@@ -121,6 +125,9 @@ def _csv_rows(text: str, path: Path, signature: Signature) -> _Rows:
         twice = [name for name in header if header.count(name) > 1]
         if twice:
             raise InputError(f"{path} has the column {twice[0]!r} twice")
+        absent = [name for name in signature.columns if name not in header]
+        if absent and header:
+            raise InputError(f"{path} has no column {absent[0]!r}", hint=nearest(absent[0], header))
         for row, cells in enumerate(cells for cells in reader if cells):
             where = f"{path}, row {row}"
             if len(cells) != len(header):

@@ -23,9 +23,9 @@ from typing import Any
 
 from edge.agent.device import Device
 from kit import golden
+from kit.bundle import Bundle
 from kit.errors import GateError, KitError
 from kit.runner import Runner
-from kit.seal import Sealed
 
 TIMEOUT_S = 60.0
 """Longest time a trial may take."""
@@ -78,16 +78,16 @@ class Examination:
         return dataclasses.asdict(self)
 
 
-def examine(sealed: Sealed) -> Examination:
+def examine(bundle: Bundle) -> Examination:
     """Ask a verified slot its golden rows and measure how long one row takes.
 
     Args:
-        sealed: The slot, opened just now.
+        bundle: What is in the slot, opened just now.
 
     Raises:
         KitError: The slot cannot answer at all: an engine is missing, or refuses the file.
     """
-    runner = Runner.open(sealed.folder, threads=THREADS)
+    runner = Runner.open(bundle.folder, threads=THREADS)
     report = runner.check_golden()
     latency_ms = _median_latency_ms(runner)
     limit = runner.manifest.get("budgets", {}).get("max_latency_ms")
@@ -95,10 +95,10 @@ def examine(sealed: Sealed) -> Examination:
     if not reason and limit is not None and latency_ms > limit:
         reason = f"one row takes {latency_ms:.3g} ms, above the budget of {limit:g} ms"
     return Examination(
-        digest=sealed.digest,
+        digest=bundle.digest,
         name=str(runner.manifest["name"]),
         target=str(runner.manifest["target"]),
-        release=int(runner.manifest["release"]),
+        release=bundle.release,
         engine=runner.engine.name,
         engine_version=runner.engine.version,
         n_rows=report.n_rows,

@@ -157,7 +157,7 @@ def _split_trailing(command: Command, words: list[str]) -> tuple[list[str], list
 
 def _call(command: Command, parsed: argparse.Namespace) -> Any:
     from kit.cli.flags import given
-    from kit.settings import build
+    from kit.project_file import build
 
     cls = command.load_settings()
     flags = given(parsed, cls)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,11 +66,35 @@ def load(path: Path, *, threads: int, signature: Signature) -> LiteRT:
         InputError: The interpreter refuses the file, or it lacks a tensor of the signature.
     """
     try:
-        interpreter = Interpreter(model_path=str(path), num_threads=threads or None)
-        interpreter.allocate_tensors()
+        with _without_notices():
+            interpreter = Interpreter(model_path=str(path), num_threads=threads or None)
+            interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise InputError(f"litert cannot load {path.name}: {str(error)[:300]}") from error
     return LiteRT(interpreter, signature)
+
+
+@contextlib.contextmanager
+def _without_notices() -> Iterator[None]:
+    """Keep the runtime's notice of its delegate off the user's screen.
+
+    It writes to the file descriptor, and no switch or environment variable of it says otherwise. What
+    goes wrong is in its exceptions.
+    """
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    try:
+        saved = os.dup(2)
+    except OSError:  # a service without a standard error has nothing to keep clean
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as sink:
+            os.dup2(sink.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def _by_name(details: list[dict[str, Any]], names: list[str]) -> dict[str, dict[str, Any]]:
@@ -85,8 +113,10 @@ def _quantised(rows: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     scale, zero_point = detail["quantization"]
     if np.issubdtype(dtype, np.integer) and rows.dtype.kind == "f" and scale:
         limits = np.iinfo(dtype)
-        levels = np.clip(np.rint(rows / scale) + zero_point, limits.min, limits.max)
-        return np.asarray(levels, dtype=dtype)
+        with np.errstate(over="ignore"):  # an extreme saturates, as in the kernels
+            levels = np.clip(np.rint(rows / scale) + zero_point, limits.min, limits.max)
+        # 8 bits have no NaN; the level of 0 is the same answer on every machine.
+        return np.asarray(np.where(np.isnan(levels), zero_point, levels), dtype=dtype)
     return np.ascontiguousarray(rows)
 
 

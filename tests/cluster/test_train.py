@@ -114,7 +114,7 @@ def test_two_workers_decide_alike_and_train_one_model(lab: Any, trained: Any, tm
 
 def test_more_workers_than_cpus_are_refused(lab: Any, trained: Any, tmp_path: Path) -> None:
     project = lab.twin(trained.project, tmp_path / "blobs")
-    with pytest.raises(InputError, match="workers = 1000, but the cluster has"):
+    with pytest.raises(InputError, match="workers = 1000, but this machine has"):
         train(project, settings(project, workers=1000))
 
 

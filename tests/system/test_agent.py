@@ -72,6 +72,9 @@ def test_three_file_types_get_the_same_answers(running: Path, tmp_path: Path) ->
     answers = [json.loads(line) for line in printed[0].splitlines()]
     assert [answer["label"] for answer in answers] == ["low", "high", "high"]
     assert all(abs(sum(answer["probabilities"]) - 1) < 1e-6 for answer in answers)
+    (tmp_path / "none.csv").write_text("width,height\n")
+    ended = agent("predict", running, "--input", tmp_path / "none.csv")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
     output = tmp_path / "answers.jsonl"
     ended = agent("predict", running, "--input", tmp_path / "rows.csv", "--output", output, "--limit", 2)
     assert (ended.returncode, ended.stdout) == (0, "")
@@ -172,6 +175,21 @@ def test_a_running_agent_takes_what_arrives_and_refuses_a_second_agent(running: 
         process.communicate()
 
 
+def test_a_watching_agent_outlives_a_pulled_card(running: Path, bundles) -> None:
+    process = watching(running)
+    try:
+        os.rename(running / "incoming", running / "pulled")
+        assert "incoming cannot be read" in process.stderr.readline()
+        os.rename(running / "pulled", running / "incoming")
+        bundle = bundles.make(release=2)
+        bundles.deliver(bundle, running)
+        until(lambda: Device(running).pointer() == bundle.digest)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_flash_waits_for_the_agent_that_already_runs(
     running: Path, bundles, tmp_path: Path, signing_key: Path
 ) -> None:
@@ -209,7 +227,7 @@ def test_an_agent_killed_at_any_moment_ends_on_a_good_slot(
             time.sleep(moments.uniform(0.1, 1.2))  # a power cut comes when it likes
             os.kill(process.pid, signal.SIGKILL)
             process.communicate()
-            assert Device(folder).good_slot().sealed.digest in (before, bundle.digest)
+            assert Device(folder).good_slot().bundle.digest in (before, bundle.digest)
             assert (folder / "current" / "manifest.json").is_file()
         ended = agent("run", folder, "--once")
         assert ended.returncode == 0, ended.stderr

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from edge.agent.device import Device
 from edge.bundle import unpack_bundle
 from edge.export import ExportReport, export
+from edge.flash import flash
+from edge.targets import TARGETS
 from kit.data import load
 from kit.engines import open_engine
 from kit.errors import GateError, InputError, MissingDependencyError, VerificationError
+from kit.golden import read_tensors
 from kit.model_version import Parts, write_model_version
 from kit.project import Project
 from kit.runner import Runner
-from kit.settings import ExportSettings
+from kit.settings import ExportSettings, FlashSettings
 from kit.signing import generate_key
 
 pytestmark = pytest.mark.timeout(600)
@@ -385,6 +390,79 @@ def test_a_network_one_converter_cannot_read_still_reaches_the_other_target(tmp_
     with pytest.raises(GateError, match=r"litert-int8 was not written: model 'sugar' has no model\.pt2"):
         report.require_passed()
     assert [path.name for path in (project.folder / "bundles").iterdir()] == ["sugar-openvino-int8.bundle"]
+
+
+def test_a_runtime_that_refuses_a_file_still_leaves_the_other_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_converter.py").write_text(
+        "def convert(core, *, calibration, folder):\n    (folder / 'model.tflite').write_bytes(b'no model')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    broken = replace(TARGETS["litert-int8"], converter="broken_converter:convert")
+    monkeypatch.setitem(TARGETS, "litert-int8", broken)
+    project = _regression_project(tmp_path / "project", with_program=False)
+    report = export(project, ExportSettings(model="sugar"))
+    assert [result.passed for result in report.targets] == [False, True]
+    assert "litert cannot load model.tflite" in report.targets[0].reason
+
+
+def test_a_place_that_cannot_hold_bundles_is_refused(exported: tuple[Project, ExportReport]) -> None:
+    project, _ = exported
+    (project.folder / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="output = 'file' is not a folder"):
+        export(project, ExportSettings(model=project.name, output="file"))
+
+
+ANSWERS = (
+    "import json, sys; from pathlib import Path; from edge.agent.device import Device; "
+    "from kit import golden; from kit.runner import Runner; "
+    "folder = Device.open(Path(sys.argv[1])).good_slot().bundle.folder; "
+    "inputs = golden.read_tensors(folder / 'golden' / 'inputs.npz'); "
+    "print(json.dumps(Runner.open(folder, threads=1).run(inputs)['label'].tolist()))"
+)
+
+
+def test_the_runtime_of_old_devices_gives_the_same_labels(
+    exported: tuple[Project, ExportReport], tmp_path: Path
+) -> None:
+    project, report = exported
+    root = Path(__file__).parents[2]
+    python = Path(os.environ.get("KIT_TFLITE_PYTHON", root / ".venv-tflite" / "bin" / "python"))
+    if not python.exists():
+        pytest.skip("make .venv-tflite/ready")
+    device = tmp_path / "device"
+    flash(project, FlashSettings(bundle=str(report.targets[0].bundle), device=f"path:{device}"))
+
+    def old(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [python, *arguments],
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    ended = old("-m", "edge.agent", "health", str(device))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    found = json.loads(ended.stdout)
+    assert (found["healthy"], found["engine"], found["engine_version"]) == (True, "litert", "2.14.0")
+    folder = Device.open(device).good_slot().bundle.folder
+    here = Runner.open(folder, threads=1).run(read_tensors(folder / "golden" / "inputs.npz"))["label"]
+    assert json.loads(old("-c", ANSWERS, str(device)).stdout) == here.tolist()
+
+
+def test_the_device_says_nothing_of_its_runtime(
+    exported: tuple[Project, ExportReport], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    project, report = exported
+    assert report.targets[0].bundle is not None
+    opened = unpack_bundle(report.targets[0].bundle, folder=tmp_path / "b", trusted=project.trusted())
+    capfd.readouterr()
+    Runner.open(opened.folder, threads=1).check_golden()
+    assert "".join(capfd.readouterr()) == ""
 
 
 def test_the_converters_do_not_write_on_the_users_screen(

@@ -11,7 +11,7 @@ import pytest
 
 from edge.agent.device import Device
 from edge.flash import flash
-from kit import signing
+from kit import archive, seal, signing
 from kit.errors import (
     ConflictError,
     GateError,
@@ -92,6 +92,17 @@ def test_a_bundle_that_does_not_verify_leaves_the_device_untouched(
     with pytest.raises(InputError if kind == "absent" else VerificationError) as caught:
         flash(project, settings(path, tmp_path / "device"))
     assert str(path) in caught.value.message  # not the place where it was unpacked
+    assert not (tmp_path / "device").exists()
+
+
+def test_a_bundle_signed_under_another_name_leaves_the_device_untouched(
+    project: Project, bundles, tmp_path: Path, signing_key: Path
+) -> None:
+    bundle = bundles.make()
+    seal.seal(bundle.folder, name="shapes-other", key=signing_key)
+    archive.pack(bundle.folder, bundle.path)
+    with pytest.raises(VerificationError, match=r"sealed-0\.bundle is signed as 'shapes-other'"):
+        flash(project, settings(bundle.path, tmp_path / "device"))
     assert not (tmp_path / "device").exists()
 
 

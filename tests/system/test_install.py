@@ -16,7 +16,7 @@ import pytest
 from edge.agent import install
 from edge.agent.__main__ import run
 from edge.agent.device import Device
-from kit import signing
+from kit import archive, seal, signing
 from kit.errors import NotFoundError
 
 
@@ -48,7 +48,7 @@ def assert_runs(device: Device, digest: str) -> None:
     assert (state.current, state.phase, state.staged) == (digest, "idle", None)
     assert device.pointer() == digest
     assert (device.folder / "current" / "model.bin").is_file()
-    assert device.good_slot().sealed.digest == digest
+    assert device.good_slot().bundle.digest == digest
     assert not device.waiting()
     assert {path.name for path in device.slots.iterdir()} == {state.current, state.previous} - {None}
 
@@ -100,7 +100,7 @@ def test_a_power_cut_at_any_step_ends_on_a_good_slot(running: Device, bundles, t
     before = bundles.made[0].digest
     for _, folder in found:
         # Before anybody starts an agent, readers find a whole slot; afterwards, the new one.
-        assert Device(folder).good_slot().sealed.digest in (before, bundle.digest)
+        assert Device(folder).good_slot().bundle.digest in (before, bundle.digest)
         assert (folder / "current" / "manifest.json").is_file()
         assert_runs(settle(folder), bundle.digest)
 
@@ -271,8 +271,6 @@ def test_a_bundle_signed_by_another_key_is_rejected(running: Device, bundles, tm
         ({"manifest": {"core": {}}}, "crashed: KeyError"),
         ({"manifest": {"model": "signature.json"}}, "cannot load"),
         ({"manifest": {"engine": "tensorrt"}}, "no engine 'tensorrt'"),
-        ({"manifest": {"release": "9"}}, "not a whole number"),
-        ({"manifest": {"format": 2}}, "format 2"),
     ],
 )
 def test_a_bundle_that_does_not_work_here_is_rolled_back(made, reason: str, running: Device, bundles) -> None:
@@ -281,6 +279,35 @@ def test_a_bundle_that_does_not_work_here_is_rolled_back(made, reason: str, runn
     bundles.deliver(bundle, running.folder)
     assert_runs(settle(running.folder), before)
     assert reason in running.state().rejected[bundle.digest]
+
+
+@pytest.mark.parametrize(
+    "manifest, reason",
+    [
+        ({"release": "9"}, "'9', not a whole number"),
+        ({"format": 2}, "format 2"),
+        ({"model": "model.xml"}, "no"),
+    ],
+)
+def test_a_signed_folder_that_is_no_bundle_never_gets_a_slot(
+    manifest, reason: str, running: Device, bundles
+) -> None:
+    before = running.state().current
+    bundles.deliver(bundles.make(**{"release": 2, "manifest": manifest}), running.folder)
+    assert_runs(settle(running.folder), before)
+    report = running.state().last_report
+    assert (report.status, report.error, report.digest) == ("rejected", "VerificationError", None)
+    assert reason in report.detail
+
+
+def test_a_bundle_signed_under_another_name_is_rejected(running: Device, bundles, tmp_path: Path) -> None:
+    before = running.state().current
+    bundle = bundles.make(release=2)
+    seal.seal(bundle.folder, name="shapes-other", key=bundles.key)
+    archive.pack(bundle.folder, bundle.path)
+    bundles.deliver(bundle, running.folder)
+    assert_runs(settle(running.folder), before)
+    assert "is signed as 'shapes-other'" in running.state().last_report.detail
 
 
 def test_nan_answers_are_rejected_even_where_labels_agree(device_folder: Path, bundles) -> None:

@@ -26,8 +26,8 @@ from pyarrow import parquet
 
 from jobs.cluster import shipped, show_token
 from jobs.predict import predict
-from jobs.submit import submit
-from kit.errors import InputError, NotFoundError, UnavailableError
+from jobs.submit import _planned, submit
+from kit.errors import InputError, NotFoundError, SettingsError, UnavailableError
 from kit.project import Project
 from kit.settings import PredictSettings, SubmitSettings
 from kit.signing import generate_key
@@ -136,7 +136,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder.mkdir()
     (folder / "kit.toml").write_text(KIT_TOML)
     (folder / "model.py").write_text(MODEL)
-    (folder / ".env").write_text("SECRET=1")
+    for name in (".env", ".env.production", "id_ed25519", "store.p12", ".netrc"):
+        (folder / name).write_text("SECRET=1")
     (folder / "old.pem").write_text("private")
     points = np.random.default_rng(0).normal(size=(120, 2)).astype(np.float32)
     sides = np.where(points.sum(axis=1) > 0, "above", "below").tolist()
@@ -164,8 +165,9 @@ def job_log(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_a_submitted_training_registers_here_shows_its_log_and_ships_no_secret(
-    cluster: Cluster, project: Project, caplog: pytest.LogCaptureFixture
+    cluster: Cluster, project: Project, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(project.folder)
     caplog.set_level(logging.INFO, logger="kit")
     result = submit(project, settings(project, "train", "--promote", address=cluster.url))
     assert (result.status, result.exit_code) == ("SUCCEEDED", 0), job_log(caplog)
@@ -174,7 +176,7 @@ def test_a_submitted_training_registers_here_shows_its_log_and_ships_no_secret(
     assert any(line.startswith("epoch 2:") for line in lines)
     travelled = {line.removeprefix("travelled: ") for line in lines if line.startswith("travelled: ")}
     assert {"kit.toml", "model.py", "rows.parquet"} <= travelled
-    private = (".pem", ".env", ".kit", "registry.db")
+    private = (".pem", ".env", "id_", ".p12", ".netrc", ".kit", "registry.db")
     assert not [name for name in travelled if any(each in name for each in private)]
 
     caplog.clear()
@@ -335,3 +337,36 @@ def test_a_signing_key_inside_the_project_does_not_travel(project: Project, tmp_
     other = Project.open(folder)
     refuses(other, "private keys do not travel", "train")
     assert "/secret/line.key" in shipped(other)["excludes"]
+
+
+def test_a_typed_place_starts_where_it_is_typed_and_one_of_the_file_at_the_project(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "line"
+    shutil.copytree(project.folder, folder, ignore=shutil.ignore_patterns(".kit"))
+    state = f'state = "{tmp_path}/shared"\n\n[data]'
+    (folder / "kit.toml").write_text(
+        KIT_TOML.replace("[data]", state) + '\n[predict]\ninput = "rows.parquet"\n'
+    )
+    other = Project.open(folder)
+    monkeypatch.chdir(tmp_path)
+    words = ("predict", "line", "--output", "out")
+    _, entrypoint = _planned(other, settings(other, *words))
+    assert entrypoint.endswith(f"--input={folder}/rows.parquet --output={tmp_path}/out")
+    _, entrypoint = _planned(other, settings(other, *words, "--input", "line/rows.parquet"))
+    assert f"--input={folder}/rows.parquet" in entrypoint
+
+    away = {"address": "http://192.0.2.1:8265", "python": "/opt/kit/bin/python"}
+    remote = ("predict", "line", "--output", "/shared/out", "--input", "rows.parquet")
+    assert "s3://" in str(refuses(other, "does not travel with the project", *remote, **away).hint)
+    monkeypatch.chdir(folder)
+    assert _planned(other, settings(other, *remote, **away))[1].endswith("--input rows.parquet")
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:abc", "http://[x", "http://a..b:1"])
+def test_a_malformed_address_is_refused_in_one_sentence(project: Project, address: str) -> None:
+    with pytest.raises((SettingsError, UnavailableError)) as caught:
+        submit(project, settings(project, address=address, attach="job"))
+    assert "\n" not in caught.value.message
+    if "a..b" not in address:
+        refuses(project, "is not an address", "train", address=address)

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.bundle import open_bundle, pack_bundle, rounded, unpack_bundle, write_manifest, write_parts
+from edge.bundle import pack_bundle, rounded, unpack_bundle, write_manifest, write_parts
 from edge.targets import TARGETS, core_of, find_target
+from kit.bundle import open_bundle
 from kit.errors import ConflictError, InputError, NotFoundError, VerificationError
 from kit.files import canonical_json, read_json
 from kit.model_version import ModelVersion, Parts, write_model_version
@@ -153,6 +154,8 @@ def test_a_model_version_is_not_a_bundle(tmp_path: Path, key: Path, trusted: tup
         ({"format": 2}, "has format 2"),
         ({"model": "../model.tflite"}, "'../model.tflite' as its model file"),
         ({"model": "model.xml"}, "has no model.xml"),
+        ({"release": 0}, "release is 0, not a whole number from 1"),
+        ({"release": True}, "release is True, not a whole number from 1"),
     ],
 )
 def test_a_signed_manifest_that_contradicts_the_bundle_is_refused(

@@ -11,6 +11,7 @@ from pyarrow import parquet
 from kit.data import Split, held_out_table, load
 from kit.errors import InputError
 from kit.project import Project
+from kit.tables import read_table
 
 TOML = """
 [project]
@@ -46,6 +47,22 @@ def test_the_split_is_the_same_every_time(tmp_path: Path) -> None:
     assert parts(load(toy)) == parts(load(toy))
     other = project(tmp_path, more="seed = 1")
     assert parts(load(other)) != parts(load(toy))
+
+
+def test_a_table_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = project(tmp_path)
+
+    def read_then_lose_a_row(uri: str, **more: Any) -> pa.Table:
+        table = read_table(uri, **more)
+        parquet.write_table(table.slice(1), uri)
+        return table
+
+    monkeypatch.setattr("kit.data.read_table", read_then_lose_a_row)
+    for read in (load, held_out_table):
+        with pytest.raises(InputError, match=r"data\.parquet changed while it was read"):
+            read(toy)
 
 
 def test_a_category_written_in_digits_is_a_string_where_the_input_says_so(tmp_path: Path) -> None:

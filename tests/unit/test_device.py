@@ -16,7 +16,7 @@ import pytest
 from edge.agent import device as device_module
 from edge.agent.__main__ import run
 from edge.agent.device import Device, State
-from kit.errors import ConflictError, NotFoundError, VerificationError
+from kit.errors import ConflictError, NotFoundError, UnavailableError, VerificationError
 
 
 @pytest.fixture
@@ -147,11 +147,22 @@ def test_the_state_comes_back_as_it_was_written(device: Device) -> None:
     assert device.state() == state
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"phase": "idle", "colour": 1}', '{"phase": "asleep"}', "{"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{", "[" * 100_000, '{"phase": "idle", "colour": 1}', '{"phase": "asleep"}'),
+        *('{"rejected": null}', '{"rejected": {"../..": "x"}}', '{"pointer": []}', '{"attempts": -1}'),
+        *('{"current": 5}', '{"current": "../keys"}', '{"staged": "A"}', '{"release": true}'),
+        *('{"release": 1.5}', '{"source": "../state.json"}', '{"source": ".."}'),
+        *('{"last_report": "confirmed"}', '{"last_report": {"status": "confirmed"}}'),
+        *('{"last_report": {"status": "lost", "detail": ""}}', '{"last_report": {"colour": 1}}'),
+    ],
+)
 def test_a_state_no_agent_writes_is_refused_by_name(text: str, device: Device) -> None:
     (device.folder / "state.json").write_text(text)
-    with pytest.raises(VerificationError, match=r"state\.json"):
+    with pytest.raises(VerificationError, match=r"state\.json") as caught:
         device.state()
+    assert "remove the file" in str(caught.value.hint)
 
 
 def test_a_lost_state_is_made_again_from_the_current_slot(device: Device, bundles) -> None:
@@ -168,7 +179,7 @@ def test_a_damaged_current_slot_gives_the_previous_one_and_the_reason(device: De
     model = device.slots / digests[1] / "model.bin"
     model.write_bytes(model.read_bytes()[:-1] + b"\0")
     good = device.good_slot()
-    assert good.sealed.digest == digests[0]
+    assert good.bundle.digest == digests[0]
     assert "model.bin" in good.fell_back
     assert device.state().current == digests[1]  # reading changes nothing
 
@@ -208,8 +219,15 @@ def test_hidden_files_in_incoming_are_still_being_written(device: Device, bundle
     assert device.waiting() == [delivered]
 
 
+def test_a_pulled_card_is_one_sentence(device: Device) -> None:
+    device.incoming.rmdir()
+    with pytest.raises(UnavailableError, match="incoming cannot be read: No such file"):
+        device.waiting()
+
+
 AGENT_SEES = {
     "archive",
+    "bundle",
     "engines",
     "errors",
     "files",

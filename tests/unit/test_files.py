@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,67 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
     ):
         (work / "a").touch()
     assert os.listdir(tmp_path) == ["version"]
+
+
+def test_the_contents_of_a_folder_are_on_the_disk_before_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened = []
+
+    def sync(handle: int) -> None:
+        happened.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+
+    def rename(old: Path, new: Path) -> None:
+        happened.append("rename")
+        original(old, new)
+
+    original = os.rename
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "rename", rename)
+    with files.atomic_folder(tmp_path / "slot") as work:
+        (work / "golden").mkdir()
+        (work / "golden" / "inputs.npz").write_bytes(b"1")
+        (work / "a.json").write_bytes(b"2")
+    assert set(happened[:2]) < {"inputs.npz", "golden", "a.json"}
+    assert happened.index("inputs.npz") < happened.index("golden")
+    assert happened[3:] == [work.name, "rename", tmp_path.name]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_of_many_that_create_a_file_at_once_one_succeeds(
+    has_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # what a FAT card answers
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "keys" / "key"
+    made = []
+    start = threading.Barrier(8)
+
+    def create(index: int) -> None:
+        start.wait()
+        if files.create_once(path, str(index).encode(), mode=0o600):
+            made.append(index)
+
+    threads = [threading.Thread(target=create, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_bytes() == str(*made).encode()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [entry.name for entry in path.parent.iterdir()] == ["key"]
+
+
+def test_a_link_in_the_place_of_a_new_file_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "key").symlink_to("elsewhere")
+    assert not files.create_once(tmp_path / "key", b"1")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_new_file_where_none_can_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UnavailableError, match="key cannot be written"):
+        files.create_once(tmp_path / "file" / "key", b"1")

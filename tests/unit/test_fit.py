@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.fit import FitConfig, _Trainer, build_network, check_network
-from kit.errors import InputError, ProjectError
+from jobs.cluster import is_disk_full
+from jobs.fit import WEIGHTS, FitConfig, _Trainer, build_network, check_network
+from jobs.train import _alone
+from kit.errors import ConflictError, InputError, ProjectError, SettingsError
 from kit.project import Project
+from kit.settings import TrainSettings
 
 KIT_TOML = """
 [project]
@@ -163,8 +166,8 @@ LINEAR = "from torch import nn\n\n\ndef build(*, n_classes, width=3):\n    retur
     "code, parameters, message, hint",
     [
         (LINEAR, "widht = 4", "takes no parameter 'widht'", "did you mean 'width'"),
-        ("build = 3", "", "is a int, not a function", None),
-        ("def build():\n    return 3", "", "returned a int", "torch.nn.Module"),
+        ("build = 3", "", "is a value of type int, not a function", None),
+        ("def build():\n    return 3", "", "returned a value of type int", "torch.nn.Module"),
         ("def build():\n    1 / 0", "", "failed: ZeroDivisionError", "correct the function"),
         ("def other():\n    pass", "", "has no 'build'", "it defines other"),
         ("import nothing_like_this", "", "cannot be imported", "check model.py"),
@@ -205,3 +208,35 @@ def test_a_network_of_the_wrong_shape_is_refused(
 ) -> None:
     with pytest.raises(ProjectError, match=message):
         check_network(torch.nn.Linear(n_inputs, n_outputs), rows=ROWS, n_classes=n_classes)
+
+
+def test_a_full_disk_is_recognised_behind_whatever_wrapped_it(tmp_path: Path) -> None:
+    (tmp_path / WEIGHTS).symlink_to("/dev/full")  # every write to it finds the disk full
+    with pytest.raises(OSError, match="No space left") as caught:
+        trainer().save(tmp_path)
+    assert is_disk_full(caught.value)
+    wrapped = RuntimeError("upload failed")
+    wrapped.__cause__ = ValueError("in a worker")
+    wrapped.__cause__.__cause__ = caught.value
+    assert is_disk_full(wrapped)
+    assert is_disk_full(RuntimeError("AWS said: No space left on device"))
+    assert not is_disk_full(OSError(2, "No such file"))
+
+
+def test_a_second_training_of_the_same_identity_is_refused_while_the_first_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "train"
+    with _alone(folder, "0123"), pytest.raises(ConflictError, match="training 0123"), _alone(folder, "0123"):
+        pass
+    (folder / "0123.lock").touch()  # left by a run that was killed
+    with _alone(folder, "0123"):
+        pass
+    assert list(folder.iterdir()) == []
+
+
+def test_a_seed_no_generator_takes_is_refused(tmp_path: Path) -> None:
+    opened = project(tmp_path, code=LINEAR)
+    with pytest.raises(SettingsError, match="seed"):
+        opened.command("train", TrainSettings, {"seed": 2**32})
+    (tmp_path / "kit.toml").write_text((KIT_TOML % "").replace("[data]", f"[data]\nseed = {2**32}"))
+    with pytest.raises(SettingsError, match="seed"):
+        Project.open(tmp_path)

@@ -24,6 +24,7 @@ ALLOWED = {
 #: The device core: what runs on a device, on the standard library and what is named here.
 DEVICE_CORE = {
     "kit.archive": {"numpy", "cryptography"},
+    "kit.bundle": {"numpy", "cryptography"},
     "kit.engines": {"numpy"},
     "kit.engines.litert": {"numpy", "ai_edge_litert", "tflite_runtime"},
     "kit.engines.onnxruntime": {"numpy", "onnxruntime"},

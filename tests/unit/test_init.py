@@ -11,7 +11,8 @@ from pyarrow import parquet
 
 from kit.errors import ConflictError, InputError
 from kit.init import init
-from kit.settings import InitSettings, read_project_file
+from kit.project_file import read_project_file
+from kit.settings import InitSettings
 
 DATA = {"digits": "data/digits.parquet", "tabular": "data/biopsies.parquet"}
 

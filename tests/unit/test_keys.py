@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from kit.errors import ConflictError, NotFoundError
+from kit.errors import ConflictError, NotFoundError, UnavailableError
 from kit.keys import keys
 from kit.project import Project
 from kit.settings import KeysSettings
-from kit.signing import sign, verify
+from kit.signing import generate_key, sign, verify
 
 
 @pytest.fixture
@@ -27,6 +27,26 @@ def test_init_makes_a_pair_that_signs_and_is_trusted(project: Project) -> None:
     assert made.public.read_bytes() in project.trusted()
     signature = sign({"a": "0" * 64}, name="toy", key=project.signing_key())
     assert verify(signature, trusted=project.trusted()).key_id == made.key_id
+
+
+def test_a_public_key_laid_beside_the_signing_key_is_not_trusted(project: Project, tmp_path: Path) -> None:
+    made = keys(project, KeysSettings(action="init"))
+    other = generate_key(tmp_path / "other.pem")
+    (made.public.parent / "other.pub").write_bytes(other)
+    assert project.trusted() == (made.public.read_bytes(),)
+    toml = project.folder / "kit.toml"
+    text = toml.read_text(encoding="utf-8")
+    for place, n_keys in (("keys", 2), ("keys/other.pub", 1)):
+        toml.write_text(f'{text}\n[signing]\ntrusted = ".kit/{place}"\n', encoding="utf-8")
+        trusted = Project.open(project.folder).trusted()
+        assert other in trusted
+        assert len(trusted) == n_keys
+
+
+def test_a_file_where_the_keys_folder_should_be_is_named(project: Project) -> None:
+    project.state.touch()
+    with pytest.raises(UnavailableError, match=f"the folder {project.state / 'keys'} cannot be made: Not a"):
+        keys(project, KeysSettings(action="init"))
 
 
 def test_show_says_which_key_there_is(project: Project) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from kit.errors import ConflictError, InputError, NotFoundError, VerificationError
+from kit.errors import ConflictError, GateError, InputError, NotFoundError, VerificationError
 from kit.model_version import Parts, write_model_version
 from kit.models import ModelsResult, models
 from kit.project import Project
-from kit.settings import ModelsSettings
+from kit.settings import GatesSettings, ModelsSettings
 
 
 @pytest.fixture
@@ -21,13 +21,13 @@ def empty(digits_project: Path) -> Project:
 
 @pytest.fixture
 def project(empty: Project, tiny_parts: Parts, tmp_path: Path) -> Project:
-    """A project with the versions tiny@1, tiny@2 and tiny@3."""
+    """A project with the versions tiny@1, tiny@2 and tiny@3, which all pass the gates."""
     for number in (1, 2, 3):
         folder = tmp_path / f"version-{number}"
-        parts = replace(tiny_parts, manifest={"metrics": {"accuracy": number / 10}})
+        parts = replace(tiny_parts, manifest={"metrics": {"accuracy": 0.95 + number / 100}})
         digest = write_model_version(parts, folder=folder, key=empty.signing_key())
         uri = empty.store().put(folder, digest=digest)
-        empty.registry().register("tiny", digest=digest, uri=uri, summary=parts.manifest["metrics"])
+        empty.registry().register("tiny", digest=digest, uri=uri, summary=parts.manifest)
     return empty
 
 
@@ -53,13 +53,13 @@ def test_list_shows_every_version(project: Project) -> None:
 def test_list_without_models_is_empty(empty: Project) -> None:
     assert run(empty, "list").versions == ()
     assert run(empty, "log").events == ()
-    assert run(empty, "verify").checked == ("log",)
+    assert run(empty, "verify").checked == ("log 0",)
 
 
 def test_show_reads_the_verified_manifest(project: Project) -> None:
     result = run(project, "show", "tiny@2")
     assert [record.number for record in result.versions] == [2]
-    assert result.manifest["metrics"] == {"accuracy": 0.2}
+    assert result.manifest["metrics"] == {"accuracy": 0.97}
 
 
 def test_promote_and_rollback_move_the_alias(project: Project) -> None:
@@ -68,6 +68,22 @@ def test_promote_and_rollback_move_the_alias(project: Project) -> None:
     assert run(project, "rollback", "tiny").versions[0].number == 1
     assert run(project, "promote", "tiny@2", alias="candidate").versions[0].aliases == ("candidate",)
     assert run(project, "show", "tiny").versions[0].number == 1
+
+
+def test_a_version_that_misses_a_gate_becomes_champion_only_without_gates(project: Project) -> None:
+    floors = GatesSettings(floors={"accuracy": 0.965, "log_loss": 0.2})
+    strict = replace(project, settings=project.settings.model_copy(update={"gates": floors}))
+    with pytest.raises(GateError) as caught:
+        run(strict, "promote", "tiny@1")
+    assert caught.value.message == (
+        "tiny@1 was not promoted: it has no log_loss, the gate asks 0.2; accuracy is 0.9600, the gate 0.965"
+    )
+    assert "--no-gates" in str(caught.value.hint)
+    assert run(strict, "promote", "tiny@1", alias="candidate").versions[0].number == 1
+    run(project, "promote", "tiny@3")
+    promoted = run(strict, "promote", "tiny@1", gates=False).versions[0]
+    assert promoted.aliases == ("candidate", "champion")
+    assert run(strict, "rollback", "tiny").versions[0].number == 3
 
 
 def test_promote_moves_only_from_the_expected_digest(project: Project) -> None:
@@ -93,12 +109,13 @@ def test_log_tells_what_happened(project: Project) -> None:
 
 
 def test_verify_checks_the_log_and_every_byte(project: Project) -> None:
-    assert run(project, "verify").checked == ("log", "tiny@1", "tiny@2", "tiny@3")
-    assert run(project, "verify", "tiny@2").checked == ("log", "tiny@2")
+    head = project.registry().log()[-1].hash[:12]
+    assert run(project, "verify").checked == (f"log 3 {head}", "tiny@1", "tiny@2", "tiny@3")
+    assert run(project, "verify", "tiny@2").checked == (f"log 3 {head}", "tiny@2")
     stored(project, 3, "profile.json").write_bytes(b"{}")
     with pytest.raises(VerificationError, match=r"'profile\.json'"):
         run(project, "verify")
-    assert run(project, "verify", "tiny@1").checked == ("log", "tiny@1")
+    assert run(project, "verify", "tiny@1").checked == (f"log 3 {head}", "tiny@1")
 
 
 def test_verify_and_log_refuse_a_log_somebody_edited(project: Project) -> None:

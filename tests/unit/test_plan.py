@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,8 +12,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from pyarrow import csv, parquet
 
-from jobs.predict import Shard, _read, _row_of_file, plan
-from kit.errors import InputError
+from jobs.cluster import check_reachable, check_room, is_local
+from jobs.predict import (
+    PredictResult,
+    Shard,
+    _check_count,
+    _check_outputs,
+    _claimed,
+    _cleared_on_failure,
+    _first_rows,
+    _read,
+    _row_of_file,
+    plan,
+)
+from kit.errors import ConflictError, GateError, InputError, SettingsError, UnavailableError
+from kit.settings import PredictSettings
+from kit.signature import Signature, TensorSpec
 from kit.tables import list_files
 
 
@@ -73,3 +89,121 @@ def test_a_message_names_the_row_of_the_file_not_of_the_shard(tmp_path: Path) ->
     second = planned(tmp_path / "a", shard_rows=4)[1]
     assert _row_of_file("input 'x', row 2: NaN", second) == "input 'x', row 6: NaN"
     assert _row_of_file("column 'x' is missing", second) == "column 'x' is missing"
+
+
+def test_a_string_column_of_a_csv_file_stays_as_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("code,n\n01,1\n1,2\n")
+    (shard,) = planned(tmp_path, shard_rows=10)
+    assert _read(str(tmp_path), shard, strings=("code",))["code"].to_pylist() == ["01", "1"]
+    assert _first_rows(str(tmp_path), shard.file, strings=("code",))["code"].to_pylist() == ["01"]
+
+
+def test_a_file_with_a_damaged_page_is_named_in_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.parquet"
+    parquet.write_table(pa.table({"name": ["a", "b"] * 500}), path, compression="zstd", use_dictionary=False)
+    shard = planned(tmp_path, shard_rows=10_000)[0]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4] + b"\xff" * 40 + whole[44:])
+    reads: list[Callable[[], pa.Table]] = [
+        lambda: _read(str(tmp_path), shard),
+        lambda: _first_rows(str(tmp_path), shard.file),
+    ]
+    for read in reads:
+        with pytest.raises(InputError, match=r"damaged\.parquet.* cannot be read") as caught:
+            read()
+        assert "\n" not in caught.value.message
+
+
+def test_an_output_folder_is_held_by_one_run_at_a_time(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with _claimed(str(out)):
+        assert list_files_of(out) != []
+        with pytest.raises(ConflictError, match=f"{out} is held by another run"), _claimed(str(out)):
+            pass
+    assert not out.exists()
+    out.mkdir()
+    (out / "_running-elsewhere-1-2").touch()
+    with pytest.raises(ConflictError) as caught, _claimed(str(out)):
+        pass
+    assert "if it was killed, remove the folder" in str(caught.value.hint)
+    assert list_files_of(out) == ["_running-elsewhere-1-2"]
+
+
+def list_files_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_failed_run_takes_back_its_own_parts_only(tmp_path: Path) -> None:
+    kept = [".hidden", "part-00001.parquet", "rows.csv"]
+    for name in (*kept, "part-00000.parquet", ".part-00000.parquet.x1y2"):
+        (tmp_path / name).touch()
+    with pytest.raises(KeyboardInterrupt), _cleared_on_failure(str(tmp_path), parts={"part-00000.parquet"}):
+        raise KeyboardInterrupt
+    assert list_files_of(tmp_path) == kept
+
+
+def test_a_clean_up_that_fails_does_not_hide_why_it_was_needed(
+    s3_environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    s3_environment.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens
+    caplog.set_level(logging.WARNING, logger="kit")
+    parts = {"part-00000.parquet"}
+    with pytest.raises(InputError, match="the real one"), _cleared_on_failure("s3://gone/out", parts=parts):
+        raise InputError("the real one")
+    assert "s3://gone/out could not be cleared" in caplog.text
+
+
+def test_a_bucket_that_does_not_exist_is_found_before_anything_runs(
+    s3_endpoint: str, s3_environment: pytest.MonkeyPatch
+) -> None:
+    s3_environment.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    with pytest.raises(UnavailableError, match="the bucket does not exist"), _claimed("s3://never-made/out"):
+        pass
+
+
+def test_outputs_of_which_the_model_has_none_are_refused() -> None:
+    regression = Signature("regression", (), (TensorSpec("value", "float32", (-1,)),))
+    for outputs, refused in ((["label"], True), (["label", "value"], False), (["valeu"], True)):
+        chosen = PredictSettings.model_validate(
+            {"model": "m", "input": "in", "output": "out", "outputs": outputs}
+        )
+        if not refused:
+            _check_outputs(chosen, regression)
+            continue
+        with pytest.raises(InputError, match=f"no output '{outputs[0]}'") as caught:
+            _check_outputs(chosen, regression)
+        assert "value" in str(caught.value.hint)
+
+
+def test_rows_that_got_lost_are_a_gate_that_was_missed() -> None:
+    result = PredictResult("m@1", "0", "out", 10, 9, 1, 1.0, 9.0, {})
+    with pytest.raises(GateError, match="10 rows went in and 9 came out"):
+        _check_count(result)
+
+
+def test_workers_are_held_against_this_machine_but_not_against_a_cluster_that_grows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    check_room(2, threads=2, address=None)
+    for workers, threads, message, hint in (
+        (5, 1, "workers = 5, but this machine has 4 CPUs", "set workers to 4"),
+        (3, 2, "workers = 3 of 2 threads, but this machine has 4 CPUs", "set workers to 2"),
+        (1, 8, "threads = 8, but this machine has 4 CPUs", "set threads to 4"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            check_room(workers, threads=threads, address=None)
+        assert hint in str(caught.value.hint)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    check_room(100, threads=2, address="10.0.0.5:6379")
+
+
+@pytest.mark.parametrize("address", ["http://[x", "http://127.0.0.1:abc", "http://127.0.0.1:99999", "a..b:1"])
+def test_an_address_that_is_none_is_refused_in_one_sentence(address: str) -> None:
+    with pytest.raises(UnavailableError):
+        check_reachable(address)
+    if address != "a..b:1":
+        with pytest.raises(SettingsError, match="is not an address"):
+            is_local(address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -200,6 +201,32 @@ def test_a_number_that_does_not_fit_is_named(dtype: str, value: int) -> None:
     spec = TensorSpec("n", dtype, (-1,))
     with pytest.raises(InputError, match=f"input 'n', row 1: {value} does not fit"):
         decode_tensor(spec, {**encode_tensor(spec, np.zeros(2)), "data": [0, value]}, kind="input")
+
+
+ODD = (
+    *(0, 1, -1, 2, 3.0, -0.0, 1.5, 255, 256, 2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64, 10**30, 10**400),
+    *(1e30, 1e300, 3e38, True, False, None, "", "3", "true", {}),
+)
+
+
+@pytest.mark.parametrize("nullable", [False, True])
+@pytest.mark.parametrize("dtype", sorted(DATATYPES))
+@pytest.mark.parametrize("value", ODD, ids=lambda value: repr(value)[:12])
+def test_a_row_and_a_request_follow_one_rule(dtype: str, value: object, nullable: bool) -> None:
+    spec = TensorSpec("n", dtype, (-1,), columns=("n",), nullable=nullable)
+    signature = Signature("regression", (spec,), ())
+    sane = {"string": "a", "bool": True}.get(dtype, 1)
+
+    def answer(read: Callable[[], Any]) -> list[Any] | type[KitError]:
+        try:
+            return read()["n"].tolist()
+        except InputError:
+            return InputError
+
+    body = {"name": "n", "datatype": DATATYPES[dtype], "shape": [2], "data": [sane, value]}
+    asked = answer(lambda: signature.validate({"n": decode_tensor(spec, body, kind="input")}))
+    read = answer(lambda: signature.from_rows([{"n": sane}, {"n": value}]))
+    assert repr(asked) == repr(read)
 
 
 @pytest.mark.parametrize(

@@ -165,8 +165,8 @@ def test_an_ambiguous_digest_is_refused_with_the_candidates(registry: Registry) 
         ("digit", "there is no model 'digit'", "did you mean 'digits'?"),
         ("digits", "digits has no champion, it has versions 1 to 3", "kit models promote digits@3"),
         ("digits@stagng", "digits has no alias 'stagng'", "did you mean 'staging'?"),
-        ("digits@9", "digits has no version 9, it has versions 1 to 3", "kit models show digits"),
-        ("digits@sha256:dddddd", "digits has no sha256:dddddd, it has", "kit models show digits"),
+        ("digits@9", "digits has no version 9, it has versions 1 to 3", "kit models list digits"),
+        ("digits@sha256:dddddd", "digits has no sha256:dddddd, it has", "kit models list digits"),
     ],
 )
 def test_an_unknown_name_comes_with_the_next_step(
@@ -309,6 +309,7 @@ def test_verify_log_notices_tables_that_contradict_the_log(registry: Registry) -
     [
         f"UPDATE versions SET digest = '{'d' * 64}' WHERE number = 3",
         """UPDATE versions SET summary = '{"accuracy": 1.0}' WHERE number = 3""",
+        "UPDATE versions SET registered_ns = 1 WHERE number = 3",
         "DELETE FROM versions WHERE number = 3",
         "DELETE FROM events WHERE seq = 3",
     ],
@@ -317,6 +318,14 @@ def test_verify_log_notices_a_version_the_log_does_not_know(registry: Registry, 
     tamper(registry, statement)
     with pytest.raises(VerificationError, match="digits@3 is not what the log registered"):
         registry.verify_log()
+
+
+def test_verify_log_names_the_newest_entry_by_which_a_cut_end_can_be_told(registry: Registry) -> None:
+    assert registry.verify_log() == registry.log()[-1]
+    registry.promote("digits@1")
+    kept = registry.verify_log()
+    tamper(registry, "DELETE FROM events WHERE seq = 4", "DELETE FROM aliases")
+    assert registry.verify_log() != kept
 
 
 # files that are no registry

@@ -74,7 +74,9 @@ def test_a_limit_reads_the_first_rows_only(tmp_path: Path) -> None:
         ("rows.csv", HEADER + "1_0,2,3,true,a,[],z\n", "'1_0' is not a number"),
         ("rows.csv", HEADER + "1,2,3,maybe,a,[],z\n", "'maybe' is neither true nor false"),
         ("rows.csv", HEADER + '1,2,3,true,"a,[],z\n', "is not CSV"),
-        ("rows.csv", HEADER, "holds no rows"),
+        ("rows.csv", "", "holds no rows"),
+        ("rows.csv", "width,height\n", "has no column 'count'"),
+        ("rows.json", "[]", "holds no rows"),
         ("rows.json", "{}", "holds a dict where a list"),
         ("rows.json", "[1]", "row 0, holds a int where an object"),
         ("rows.json", "[" * 100_000, "is not JSON"),
@@ -108,6 +110,23 @@ def test_answers_name_the_class_and_keep_float32_exactly() -> None:
     np.testing.assert_array_equal(
         np.array([line["probabilities"] for line in lines], np.float32), probabilities
     )
+
+
+def test_a_header_alone_is_a_table_of_no_rows(tmp_path: Path) -> None:
+    rows = read_rows(written(tmp_path, "rows.csv", HEADER), signature=SIGNATURE)
+    tensors = SIGNATURE.from_rows(rows)
+    assert {name: array.shape for name, array in tensors.items()} == {
+        spec.name: (0, *spec.row_shape) for spec in SIGNATURE.inputs
+    }
+
+
+def test_an_answer_that_is_not_finite_is_null() -> None:
+    values = np.array([np.nan, np.inf, 1.5], dtype=np.float32)
+    assert list(answer_lines({"value": values}, signature=SIGNATURE)) == [
+        '{"value": null}',
+        '{"value": null}',
+        '{"value": 1.5}',
+    ]
 
 
 def test_a_regression_answers_values() -> None:

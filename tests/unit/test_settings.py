@@ -10,7 +10,8 @@ from pydantic.fields import FieldInfo
 from kit import settings
 from kit.errors import SettingsError
 from kit.project import Project
-from kit.settings import CommandSettings, Settings, TrainSettings, build, read_project_file
+from kit.project_file import build, read_project_file
+from kit.settings import CommandSettings, Settings, TrainSettings
 
 VALID = """
 [project]

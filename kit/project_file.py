@@ -1,0 +1,160 @@
+"""Make settings out of a kit.toml or of flags, and say in one sentence what is wrong with them.
+
+What may be set, and which values are allowed, is declared in ``kit.settings``; here is no rule of its own but
+one between sections.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from kit.errors import SettingsError, nearest
+from kit.metrics import METRICS
+from kit.settings import (
+    COMMAND_SECTIONS,
+    CommandSettings,
+    DataSettings,
+    GatesSettings,
+    InputSettings,
+    ModelSettings,
+    ProjectFile,
+    ProjectSettings,
+    Settings,
+    SigningSettings,
+    StoreSettings,
+)
+
+S = TypeVar("S", bound=Settings)
+
+_GENERAL_SECTIONS: dict[str, type[Settings]] = {
+    "project": ProjectSettings,
+    "data": DataSettings,
+    "model": ModelSettings,
+    "gates": GatesSettings,
+    "store": StoreSettings,
+    "signing": SigningSettings,
+}
+
+#: Stands for a required argument while a section is checked alone; every such field accepts it.
+_PLACEHOLDER = "path:-"
+
+
+def read_project_file(path: Path) -> ProjectFile:
+    """Read and check a kit.toml.
+
+    Raises:
+        SettingsError: It is absent, is not TOML, or breaks a rule; the message names the key.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SettingsError(
+            f"{path} does not exist",
+            hint="run the command inside a project, or make one: kit init NAME",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{path.name} is not valid TOML: {error}", hint="correct that place; strings stand in quotes"
+        ) from error
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
+    sections = {*_GENERAL_SECTIONS, *COMMAND_SECTIONS}
+    for section in raw:
+        if section not in sections:
+            raise SettingsError(f"{path.name}: [{section}] is not a section", hint=nearest(section, sections))
+        if not isinstance(raw[section], dict):
+            raise SettingsError(
+                f"{path.name}: {section} must be a table, [{section}]", hint=f"write [{section}]"
+            )
+    for required in ("project", "data", "model"):
+        if required not in raw:
+            raise SettingsError(
+                f"{path.name}: the section [{required}] is missing",
+                hint=f"add [{required}]; docs/reference.md describes its keys",
+            )
+    parts: dict[str, Any] = {
+        name: build(cls, raw[name], where=f"{path.name}: [{name}]")
+        for name, cls in _GENERAL_SECTIONS.items()
+        if name in raw
+    }
+    _check_task(parts["project"].task, parts.get("gates", GatesSettings()), where=path.name)
+    commands = {name: raw[name] for name in COMMAND_SECTIONS if name in raw}
+    for name, values in commands.items():
+        _check_partial(COMMAND_SECTIONS[name], values, where=f"{path.name}: [{name}]")
+    return ProjectFile(**parts, commands=commands)
+
+
+def build(cls: type[S], values: Mapping[str, Any], *, where: str) -> S:
+    """Make one settings object, turning pydantic's findings into one sentence.
+
+    Args:
+        cls: The class to make.
+        values: Key to value, as TOML or the command line gave them.
+        where: What the message shall call the place, for example ``kit.toml: [train]``.
+
+    Raises:
+        SettingsError: A key is unknown or missing, or a value breaks its rule.
+    """
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        raise _sentence(cls, error, where=where) from error
+
+
+def _check_task(task: str, gates: GatesSettings, *, where: str) -> None:
+    for metric in gates.floors:
+        if metric not in METRICS[task]:
+            raise SettingsError(
+                f"{where}: [gates] floors.{metric} does not measure a {task} project",
+                hint=nearest(metric, METRICS[task]),
+            )
+
+
+def _check_partial(cls: type[CommandSettings], values: Mapping[str, Any], *, where: str) -> None:
+    """Check a command's section, in which required arguments may still be absent."""
+    try:
+        required = {name for name, field in cls.model_fields.items() if field.is_required()}
+        cls.model_validate({**dict.fromkeys(required, _PLACEHOLDER), **values})
+    except ValidationError as error:
+        raise _sentence(cls, error, where=where) from error
+
+
+def _sentence(cls: type[Settings], error: ValidationError, *, where: str) -> SettingsError:
+    findings = error.errors()
+    finding = next((found for found in findings if found["type"] != "missing"), findings[0])
+    place = ".".join(str(part) for part in finding["loc"])
+    if finding["type"] == "extra_forbidden":
+        owner = _owner(cls, finding["loc"])
+        return SettingsError(
+            f"{where} does not know the key {place!r}",
+            hint=nearest(str(finding["loc"][-1]), owner.model_fields),
+        )
+    if finding["type"] == "missing":
+        return SettingsError(f"{where} needs {place!r}", hint=f"give {place!r} a value")
+    if finding["type"] == "literal_error" and finding["loc"][-1] == "[key]":
+        valid = finding["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        return SettingsError(
+            f"{where} does not know {finding['input']!r}", hint=nearest(str(finding["input"]), valid)
+        )
+    if finding["type"] == "value_error":
+        return SettingsError(f"{where}: {finding['ctx']['error']}", hint=_help(cls))
+    _, _, rule = finding["msg"].rpartition(" should ")  # "Input should be ...", "String should match ..."
+    return SettingsError(f"{where}: {place} = {finding['input']!r}, but it should {rule}", hint=_help(cls))
+
+
+def _help(cls: type[Settings]) -> str:
+    """Say where the keys of a group are described."""
+    commands = {each.__name__: name for name, each in COMMAND_SECTIONS.items()}
+    if cls.__name__ in commands:
+        return f"correct it; kit {commands[cls.__name__]} --help describes every setting"
+    return "correct it; docs/reference.md describes every key"
+
+
+def _owner(cls: type[Settings], location: tuple[int | str, ...]) -> type[Settings]:
+    """Find the class whose key an error's location names: data.inputs.0.nme belongs to InputSettings."""
+    return InputSettings if len(location) > 1 and location[0] == "inputs" else cls
