@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
-import socket
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
@@ -23,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.cluster import check_room, connected, n_cpus, translated
+from jobs.output import REPORT, claimed, cleared_on_failure, write, write_part
 from kit.engines import Engine, open_engine
-from kit.errors import ConflictError, GateError, InputError, UnavailableError, nearest
-from kit.files import canonical_json, write_atomic
+from kit.errors import GateError, InputError, UnavailableError, nearest
+from kit.files import canonical_json
 from kit.model_version import ModelVersion
 from kit.project import Project
 from kit.settings import PredictSettings
@@ -37,7 +36,6 @@ from kit.tables import (
     open_file_system,
     read_file,
     reading,
-    storage_error,
     to_tensors,
 )
 
@@ -45,8 +43,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _log = logging.getLogger("kit")
-REPORT = "report.json"
-MARKER = "_running"
 _MAX_RESTARTS = 3
 
 
@@ -153,7 +149,7 @@ def predict(project: Project, settings: PredictSettings) -> PredictResult:
         output=target,
         settings=settings,
     )
-    with _claimed(target), _cleared_on_failure(target, parts={shard.part for shard in shards}):
+    with claimed(target), cleared_on_failure(target, parts={shard.part for shard in shards}):
         with connected(settings.address, project=project):
             started = time.monotonic()
             done = _run(work, shards)
@@ -163,7 +159,7 @@ def predict(project: Project, settings: PredictSettings) -> PredictResult:
         )
         _check_count(result)
         facts = {**asdict(result), "shards": [asdict(each) for each in done], "engine": settings.engine}
-        _write(target, REPORT, canonical_json(facts))
+        write(target, REPORT, canonical_json(facts))
     project.write_record("predict", f"{record.number:04d}-{time.time_ns()}", facts)
     return result
 
@@ -241,7 +237,7 @@ class ShardActor:
         outputs = _answer(engine, tensors, batch_rows=self._work.settings.batch_rows)
         kept = table.select(list(self._work.settings.columns))
         answered = _with_outputs(kept, outputs, signature, wanted=self._work.settings.outputs)
-        _write_part(self._work.output, shard.part, answered)
+        write_part(self._work.output, shard.part, answered)
         counts = (
             np.bincount(outputs["label"], minlength=len(signature.classes)).tolist()
             if "label" in outputs
@@ -294,63 +290,6 @@ def _survived(shard: Shard) -> Iterator[None]:
             f"{shard.start}); it may have run out of memory",
             hint="lower shard_rows or workers",
         ) from error
-
-
-@contextlib.contextmanager
-def _claimed(uri: str) -> Iterator[None]:
-    """Hold an empty output folder, so that two runs never write to the same one.
-
-    Each run leaves a marker of its own before it looks again: of two that start together, the one
-    that looks last sees the other's. S3 and disks show a finished write to whoever lists after it.
-    """
-    _check_empty(uri)
-    was_there = not uri.startswith("s3://") and Path(uri).is_dir()
-    mine = f"{MARKER}-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
-    _write(uri, mine, b"kit predict writes here\n")
-    try:
-        _check_empty(uri, but=mine)
-        yield
-    finally:
-        with _forgiven(uri):
-            system, root = open_file_system(uri)
-            system.delete_file(f"{root}/{mine}")
-            if not was_there and not _entries(uri):
-                system.delete_dir(root)
-
-
-@contextlib.contextmanager
-def _cleared_on_failure(uri: str, *, parts: Collection[str]) -> Iterator[None]:
-    """Take back the parts of a run that fails or is interrupted, and what was half-written of them.
-
-    Entered before Ray is, so it clears after every actor has gone.
-    """
-    length = max(map(len, parts), default=0)
-    try:
-        yield
-    except BaseException:
-        with _forgiven(uri):
-            system, _ = open_file_system(uri)
-            for entry in _entries(uri):
-                if entry.base_name.lstrip(".")[:length] in parts:
-                    system.delete_file(entry.path)
-        raise
-
-
-@contextlib.contextmanager
-def _forgiven(uri: str) -> Iterator[None]:
-    """Let a clean-up that fails not hide why it was needed."""
-    try:
-        yield
-    except OSError as error:
-        _log.warning("%s could not be cleared: %s", uri, str(error)[:200])
-
-
-def _entries(uri: str) -> list[Any]:
-    from pyarrow import fs
-
-    system, root = open_file_system(uri)
-    found: list[Any] = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
-    return found
 
 
 def _first_rows(uri: str, file: TableFile, *, strings: Sequence[str] = ()) -> pa.Table:
@@ -425,29 +364,6 @@ def _with_outputs(
     return pa.table(columns)
 
 
-def _write_part(uri: str, part: str, table: pa.Table) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    sink = pa.BufferOutputStream()
-    parquet.write_table(table, sink, compression="zstd")
-    _write(uri, part, sink.getvalue().to_pybytes())
-
-
-def _write(uri: str, name: str, data: bytes) -> None:
-    """Write one file of the output: by rename on a disk, by one upload on S3, which
-    appears when it is complete."""
-    if not uri.startswith("s3://"):
-        write_atomic(Path(uri) / name, data)
-        return
-    system, root = open_file_system(uri)
-    try:
-        with system.open_output_stream(f"{root}/{name}") as stream:
-            stream.write(data)
-    except OSError as error:
-        raise storage_error(f"{uri}/{name}", error) from error
-
-
 def _check_outputs(settings: PredictSettings, signature: Signature) -> None:
     there = [spec.name for spec in signature.outputs]
     defaults = PredictSettings.model_fields["outputs"].default
@@ -481,28 +397,6 @@ def _check_columns(settings: PredictSettings, signature: Signature, table: pa.Ta
                 f"the kept column {name!r} has the name of an output", hint="leave it out or rename it"
             )
     to_tensors(table.slice(0, 1), signature)
-
-
-def _check_empty(uri: str, *, but: str | None = None) -> None:
-    """Refuse an output folder that holds anything but this run's own marker."""
-    try:
-        there = sorted(entry.base_name for entry in _entries(uri) if entry.base_name != but)
-    except OSError as error:
-        if uri.startswith("s3://"):
-            raise storage_error(uri, error) from error
-        raise UnavailableError(
-            f"{uri} cannot be listed: {str(error)[:200]}", hint="choose another folder"
-        ) from error
-    if marker := next((name for name in there if name.lstrip(".").startswith(MARKER)), None):
-        raise ConflictError(
-            f"the output folder {uri} is held by another run ({marker})",
-            hint="wait until it has ended; if it was killed, remove the folder",
-        )
-    if there:
-        raise ConflictError(
-            f"the output folder {uri} is not empty (it holds {there[0]})",
-            hint="choose another folder, or remove this one",
-        )
 
 
 def _summary(

@@ -16,7 +16,6 @@ import os
 import platform
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import kit
-from jobs.cluster import check_room, connected, is_disk_full, translated
-from jobs.fit import BEST, PROGRESS, Epoch, FitConfig, build_network, check_network, disk_full, loop
+from jobs.cluster import check_room, connected, translated
+from jobs.fit import BEST, PROGRESS, Epoch, FitConfig, build_network, check_network, loop
+from jobs.listening import listening, refused
 from kit.data import Split, load
-from kit.errors import ConflictError, GateError, InputError, KitError, ProjectError, UnavailableError
+from kit.errors import ConflictError, GateError, InputError, ProjectError, UnavailableError
 from kit.files import canonical_json, digest_of, sha256_file
 from kit.gates import GateResult, check_floors
 from kit.metrics import evaluate
@@ -88,7 +88,8 @@ class TrainResult:
             said = "; ".join(f"{gate.metric} is {gate.value:.4f}, the gate {gate.bound:g}" for gate in failed)
             raise GateError(
                 f"{self.version.model}@{self.version.number} was not promoted: {said}",
-                hint=f"train better, or promote it anyway: kit models promote {self.version.model}@candidate",
+                hint=f"train better, or promote it anyway: "
+                f"kit models promote {self.version.model}@candidate --no-gates",
             )
 
 
@@ -342,7 +343,7 @@ def _run_trainer(
     for name in ("ray.train", "ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
     check_room(settings.workers, threads=settings.threads, address=settings.address)
-    with _listening() as listener, _refused(listener), translated():
+    with listening() as listener, refused(listener), translated():
         trainer = Interruptible(
             loop,
             train_loop_config={"fit": asdict(fit), "arrays": ray.put(arrays), "listener": listener},
@@ -360,70 +361,6 @@ def _run_trainer(
     if result.checkpoint is None:
         raise InputError("training ended without a checkpoint", hint="run again with --no-resume")
     return result.checkpoint
-
-
-@contextmanager
-def _refused(listener: Any) -> Iterator[None]:
-    """Raise what a worker refused, whatever Ray made of it."""
-    import ray
-
-    try:
-        yield
-    except Exception as error:  # what Ray raises is its own class for every failure
-        refusal = ray.get(listener.refusal.remote())
-        if refusal is not None:
-            raise refusal from error
-        if is_disk_full(error):
-            raise disk_full() from error
-        raise
-    refusal = ray.get(listener.refusal.remote())
-    if refusal is not None:
-        raise refusal
-
-
-@contextmanager
-def _listening() -> Iterator[Any]:
-    """Log each epoch as it is reported: an actor collects, a thread of the driver asks it."""
-    import ray
-
-    class Listener:
-        def __init__(self) -> None:
-            import asyncio
-
-            self.queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-            self.refused: KitError | None = None
-
-        async def hear(self, figures: dict[str, Any] | None) -> None:
-            await self.queue.put(figures)
-
-        async def next(self) -> dict[str, Any] | None:
-            return await self.queue.get()
-
-        async def refuse(self, error: KitError) -> None:
-            self.refused = error
-
-        async def refusal(self) -> KitError | None:
-            return self.refused
-
-    listener: Any = ray.remote(num_cpus=0)(Listener).remote()
-
-    def follow() -> None:
-        try:
-            while (figures := ray.get(listener.next.remote())) is not None:
-                _log.info(
-                    "epoch %(epoch)d: train loss %(train_loss).4f, validation loss %(validation_loss).4f",
-                    figures,
-                )
-        except ray.exceptions.RayError:
-            _log.debug("the listener is gone; later epochs are not shown")
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield listener
-    finally:
-        listener.hear.remote(None)
-        thread.join(timeout=5)
 
 
 def _export(

@@ -13,13 +13,12 @@ from hypothesis import strategies as some
 from pyarrow import csv, parquet
 
 from jobs.cluster import check_reachable, check_room, is_local
+from jobs.output import claimed, cleared_on_failure
 from jobs.predict import (
     PredictResult,
     Shard,
     _check_count,
     _check_outputs,
-    _claimed,
-    _cleared_on_failure,
     _first_rows,
     _read,
     _row_of_file,
@@ -116,14 +115,14 @@ def test_a_file_with_a_damaged_page_is_named_in_one_sentence(tmp_path: Path) -> 
 
 def test_an_output_folder_is_held_by_one_run_at_a_time(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with _claimed(str(out)):
+    with claimed(str(out)):
         assert list_files_of(out) != []
-        with pytest.raises(ConflictError, match=f"{out} is held by another run"), _claimed(str(out)):
+        with pytest.raises(ConflictError, match=f"{out} is held by another run"), claimed(str(out)):
             pass
     assert not out.exists()
     out.mkdir()
     (out / "_running-elsewhere-1-2").touch()
-    with pytest.raises(ConflictError) as caught, _claimed(str(out)):
+    with pytest.raises(ConflictError) as caught, claimed(str(out)):
         pass
     assert "if it was killed, remove the folder" in str(caught.value.hint)
     assert list_files_of(out) == ["_running-elsewhere-1-2"]
@@ -137,7 +136,7 @@ def test_a_failed_run_takes_back_its_own_parts_only(tmp_path: Path) -> None:
     kept = [".hidden", "part-00001.parquet", "rows.csv"]
     for name in (*kept, "part-00000.parquet", ".part-00000.parquet.x1y2"):
         (tmp_path / name).touch()
-    with pytest.raises(KeyboardInterrupt), _cleared_on_failure(str(tmp_path), parts={"part-00000.parquet"}):
+    with pytest.raises(KeyboardInterrupt), cleared_on_failure(str(tmp_path), parts={"part-00000.parquet"}):
         raise KeyboardInterrupt
     assert list_files_of(tmp_path) == kept
 
@@ -148,7 +147,7 @@ def test_a_clean_up_that_fails_does_not_hide_why_it_was_needed(
     s3_environment.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens
     caplog.set_level(logging.WARNING, logger="kit")
     parts = {"part-00000.parquet"}
-    with pytest.raises(InputError, match="the real one"), _cleared_on_failure("s3://gone/out", parts=parts):
+    with pytest.raises(InputError, match="the real one"), cleared_on_failure("s3://gone/out", parts=parts):
         raise InputError("the real one")
     assert "s3://gone/out could not be cleared" in caplog.text
 
@@ -157,7 +156,7 @@ def test_a_bucket_that_does_not_exist_is_found_before_anything_runs(
     s3_endpoint: str, s3_environment: pytest.MonkeyPatch
 ) -> None:
     s3_environment.setenv("AWS_ENDPOINT_URL", s3_endpoint)
-    with pytest.raises(UnavailableError, match="the bucket does not exist"), _claimed("s3://never-made/out"):
+    with pytest.raises(UnavailableError, match="the bucket does not exist"), claimed("s3://never-made/out"):
         pass
 
 

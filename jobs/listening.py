@@ -1,0 +1,82 @@
+"""Hearing a training from the driver: its epochs in order, and what a worker refused.
+
+An actor collects what the workers tell; it knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jobs.cluster import is_disk_full
+from jobs.fit import disk_full
+from kit.errors import KitError
+
+_log = logging.getLogger("kit")
+
+
+@contextmanager
+def listening() -> Iterator[Any]:
+    """Log each epoch as it is reported: an actor collects, a thread of the driver asks it."""
+    import ray
+
+    class Listener:
+        def __init__(self) -> None:
+            import asyncio
+
+            self.queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+            self.refused: KitError | None = None
+
+        async def hear(self, figures: dict[str, Any] | None) -> None:
+            await self.queue.put(figures)
+
+        async def next(self) -> dict[str, Any] | None:
+            return await self.queue.get()
+
+        async def refuse(self, error: KitError) -> None:
+            self.refused = error
+
+        async def refusal(self) -> KitError | None:
+            return self.refused
+
+    listener: Any = ray.remote(num_cpus=0)(Listener).remote()
+
+    def follow() -> None:
+        try:
+            while (figures := ray.get(listener.next.remote())) is not None:
+                _log.info(
+                    "epoch %(epoch)d: train loss %(train_loss).4f, validation loss %(validation_loss).4f",
+                    figures,
+                )
+        except ray.exceptions.RayError:
+            _log.debug("the listener is gone; later epochs are not shown")
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield listener
+    finally:
+        listener.hear.remote(None)
+        thread.join(timeout=5)
+
+
+@contextmanager
+def refused(listener: Any) -> Iterator[None]:
+    """Raise what a worker refused, whatever Ray made of it."""
+    import ray
+
+    try:
+        yield
+    except Exception as error:  # what Ray raises is its own class for every failure
+        refusal = ray.get(listener.refusal.remote())
+        if refusal is not None:
+            raise refusal from error
+        if is_disk_full(error):
+            raise disk_full() from error
+        raise
+    refusal = ray.get(listener.refusal.remote())
+    if refusal is not None:
+        raise refusal
