@@ -120,7 +120,11 @@ def train(result: TrainResult) -> None:
     if result.promoted:
         print(f"{version.model}@{version.number} is champion")
     else:
-        print(f"{version.model}@{version.number} is candidate; kit models promote {version.model}@candidate")
+        anyway = "" if all(gate.passed for gate in result.gates) else " --no-gates"
+        print(
+            f"{version.model}@{version.number} is candidate; "
+            f"kit models promote {version.model}@candidate{anyway}"
+        )
 
 
 def _passed(gate: Any) -> str:

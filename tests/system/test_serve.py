@@ -357,7 +357,7 @@ def test_query_says_what_to_do_about_each_failure(served: Served, tmp_path: Path
     wrong.write_text("not-the-key")
     settings = QuerySettings(model="tiny", input=str(table), url=served.url)
     with pytest.raises(InputError) as refused:
-        query(None, settings.model_copy(update={"api_key": str(wrong)}))
+        query(served.project, settings.model_copy(update={"api_key": str(wrong)}))
     assert "--api-key" in str(refused.value.hint)
     with pytest.raises(NotFoundError, match="not served here"):
         query(served.project, settings.model_copy(update={"model": "other"}))

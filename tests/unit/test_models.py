@@ -27,7 +27,7 @@ def project(empty: Project, tiny_parts: Parts, tmp_path: Path) -> Project:
         parts = replace(tiny_parts, manifest={"metrics": {"accuracy": 0.95 + number / 100}})
         digest = write_model_version(parts, folder=folder, key=empty.signing_key())
         uri = empty.store().put(folder, digest=digest)
-        empty.registry().register("tiny", digest=digest, uri=uri, summary=parts.manifest)
+        empty.registry().register("tiny", digest=digest, uri=uri, summary=dict(parts.manifest))
     return empty
 
 
