@@ -190,9 +190,10 @@ ROWS = np.zeros((2, 2), dtype=np.float32)
 
 
 def test_a_network_with_the_right_answers_passes() -> None:
-    check_network(torch.nn.Linear(2, 3), rows=ROWS, n_classes=3)
-    check_network(torch.nn.Linear(2, 1), rows=ROWS, n_classes=0)
-    check_network(torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Flatten(0)), rows=ROWS, n_classes=0)
+    flat = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Flatten(0))
+    for network, n_classes in ((torch.nn.Linear(2, 3), 3), (torch.nn.Linear(2, 1), 0), (flat, 0)):
+        check_network(network, rows=ROWS, n_classes=n_classes)
+        assert network.training  # it is handed on to be trained
 
 
 @pytest.mark.parametrize(

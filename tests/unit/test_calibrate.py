@@ -57,6 +57,8 @@ def test_too_few_rows_are_refused() -> None:
 def test_rows_of_the_same_distribution_pass() -> None:
     check_rows(ROWS, VALIDATION, name="x")
     check_rows(ROWS[:10], VALIDATION, name="x")
+    with pytest.raises(InputError):  # the same rows on another scale do not
+        check_rows(ROWS * 16, VALIDATION, name="x")
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,12 @@ def written() -> dict[str, Any]:
     return loaded
 
 
-def check(config: dict[str, Any]) -> None:
+def check(config: dict[str, Any]) -> dict[str, Any]:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    validate_config(prepare_config(copy.deepcopy(config)))
+    prepared = prepare_config(copy.deepcopy(config))
+    validate_config(prepared)
+    return dict(prepared)
 
 
 def run_instances() -> Any:
@@ -36,7 +38,7 @@ def is_spot(node: dict[str, Any]) -> bool:
 
 
 def test_the_loader_of_ray_accepts_it(written: dict[str, Any]) -> None:
-    check(written)
+    assert check(written)["available_node_types"].keys() == written["available_node_types"].keys()
 
 
 def test_the_loader_of_ray_refuses_a_misspelt_key(written: dict[str, Any]) -> None:

@@ -111,7 +111,7 @@ def test_without_trusted_keys_nothing_is_believed(key: Path) -> None:
 @pytest.mark.parametrize("n_bytes", [0, 1, 100, -1, -2])
 def test_a_truncated_signature_is_refused(key: Path, n_bytes: int) -> None:
     signature = signing.sign(FILES, name="digits", key=key).strip()
-    refusal(signature[:n_bytes], signing.public_of(key))
+    assert "signature" in refusal(signature[:n_bytes], signing.public_of(key))
 
 
 def test_every_single_flipped_bit_is_refused(key: Path) -> None:
@@ -120,7 +120,7 @@ def test_every_single_flipped_bit_is_refused(key: Path) -> None:
     for place in range(len(signature)):
         forged = bytearray(signature)
         forged[place] ^= 1 << place % 8
-        refusal(bytes(forged), public)
+        assert refusal(bytes(forged), public), place
 
 
 def test_a_forged_payload_in_a_good_envelope_is_refused(key: Path) -> None:
@@ -249,7 +249,7 @@ def test_an_envelope_out_of_shape_is_refused(
     ids=["not UTF-8", "a zip", "null", "a list", "deep", "a key twice", "a long number"],
 )
 def test_something_that_is_no_bundle_is_refused(key: Path, data: bytes) -> None:
-    refusal(data, signing.public_of(key))
+    assert "signature" in refusal(data, signing.public_of(key))
 
 
 def test_an_empty_signature_is_called_that(key: Path) -> None:
