@@ -12,7 +12,8 @@ import numpy as np
 
 from kit.errors import ConflictError, InputError
 from kit.files import atomic_folder
-from kit.settings import NAME_PATTERN, InitSettings
+from kit.settings import InitSettings
+from kit.settings.fields import NAME_PATTERN
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -20,7 +20,7 @@ from kit.files import canonical_json, write_atomic
 from kit.model_version import ModelVersion
 from kit.project_file import build, read_project_file
 from kit.registry import Registry, VersionRecord
-from kit.settings import CommandSettings, ProjectFile, is_marked
+from kit.settings import CommandSettings, PrepareSettings, ProjectFile, is_marked
 from kit.signing import load_trusted
 from kit.store import Store, open_store
 
@@ -81,6 +81,10 @@ class Project:
             if is_marked(info, "path") and (place := getattr(settings, field)) is not None
         }
         return settings.model_copy(update=places)
+
+    def prepare(self) -> PrepareSettings:
+        """Give what [prepare] says, which training and every other reader of the data follow."""
+        return self.command("prepare", PrepareSettings)
 
     def locate(self, uri: str) -> str:
         """Make a path of kit.toml absolute: relative ones are relative to the project."""

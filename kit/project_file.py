@@ -7,7 +7,8 @@ one between sections.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,6 @@ from kit.settings import (
     CommandSettings,
     DataSettings,
     GatesSettings,
-    InputSettings,
     ModelSettings,
     ProjectFile,
     ProjectSettings,
@@ -39,6 +39,9 @@ _GENERAL_SECTIONS: dict[str, type[Settings]] = {
     "store": StoreSettings,
     "signing": SigningSettings,
 }
+
+#: What else a candidate may cost more of than the champion.
+COSTS = ("latency", "size")
 
 #: Stands for a required argument while a section is checked alone; every such field accepts it.
 _PLACEHOLDER = "path:-"
@@ -107,12 +110,17 @@ def build(cls: type[S], values: Mapping[str, Any], *, where: str) -> S:
 
 
 def _check_task(task: str, gates: GatesSettings, *, where: str) -> None:
-    for metric in gates.floors:
-        if metric not in METRICS[task]:
-            raise SettingsError(
-                f"{where}: [gates] floors.{metric} does not measure a {task} project",
-                hint=nearest(metric, METRICS[task]),
-            )
+    named: dict[str, tuple[Iterable[str], Sequence[str]]] = {
+        "floors": (gates.floors, METRICS[task]),
+        "max_loss": (gates.max_loss, (*METRICS[task], *COSTS)),
+    }
+    for key, (bounds, valid) in named.items():
+        for metric in bounds:
+            if metric not in valid:
+                raise SettingsError(
+                    f"{where}: [gates] {key}.{metric} does not measure a {task} project",
+                    hint=nearest(metric, valid),
+                )
 
 
 def _check_partial(cls: type[CommandSettings], values: Mapping[str, Any], *, where: str) -> None:
@@ -156,5 +164,17 @@ def _help(cls: type[Settings]) -> str:
 
 
 def _owner(cls: type[Settings], location: tuple[int | str, ...]) -> type[Settings]:
-    """Find the class whose key an error's location names: data.inputs.0.nme belongs to InputSettings."""
-    return InputSettings if len(location) > 1 and location[0] == "inputs" else cls
+    """Find the class whose key an error's location names: inputs.0.nme belongs to InputSettings."""
+    for part in location[:-1]:
+        field = cls.model_fields.get(str(part))
+        inner = _settings_in(field.annotation) if field is not None else None
+        cls = inner or cls
+    return cls
+
+
+def _settings_in(annotation: Any) -> type[Settings] | None:
+    """Find the settings class inside a tuple, a dict or an optional."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    found = (_settings_in(each) for each in typing.get_args(annotation))
+    return next((each for each in found if each is not None), None)

@@ -101,7 +101,7 @@ def _run(words: list[str]) -> int:
             raise
         raise missing from error
     if parsed.json:
-        from kit.cli.show import to_json
+        from kit.cli.show.tables import to_json
 
         print(to_json(result))
     else:
@@ -179,8 +179,11 @@ def _call(command: Command, parsed: argparse.Namespace) -> Any:
 
 #: The extras, and the packages for which a command may find them missing.
 _EXTRAS: dict[str, str] = {
-    "cluster": "boto3 httpx jinja2 matplotlib onnx onnxruntime onnxscript orjson pandas pyarrow ray skl2onnx "
-    "sklearn torch",
+    "cluster": "boto3 httpx jinja2 matplotlib onnx onnxruntime onnxscript optuna orjson pandas PIL pyarrow "
+    "ray skl2onnx sklearn torch torch_pruning",
+    "boosting": "lightgbm onnxmltools xgboost",
+    "explain": "shap",
+    "mlflow": "mlflow",
     "export": "ai_edge_quantizer litert_torch nncf",
     "openvino": "openvino",
 }

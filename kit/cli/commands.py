@@ -20,7 +20,7 @@ class Command:
         summary: One line for ``kit --help``.
         settings: Class in ``kit.settings`` that holds its settings.
         run: ``module:function`` that does the work.
-        show: Function in ``kit.cli.show`` that prints its result.
+        show: ``module:function`` in ``kit.cli.show`` that prints its result.
         needs_project: Whether it runs inside a project's folder.
         announces: Whether it has something to say before it ends; it is given ``announce``.
     """
@@ -45,37 +45,81 @@ class Command:
 
     def load_show(self) -> Callable[[Any], None]:
         """Import the function that prints the result."""
-        function: Callable[[Any], None] = getattr(importlib.import_module("kit.cli.show"), self.show)
+        module, _, name = self.show.partition(":")
+        function: Callable[[Any], None] = getattr(importlib.import_module(f"kit.cli.show.{module}"), name)
         return function
 
 
 COMMANDS: tuple[Command, ...] = (
-    Command("init", "write a runnable project", "InitSettings", "kit.init:init", "init", needs_project=False),
+    Command(
+        "init",
+        "write a runnable project",
+        "InitSettings",
+        "kit.init:init",
+        "making:init",
+        needs_project=False,
+    ),
     Command(
         "doctor",
         "tell what this machine has and lacks",
         "DoctorSettings",
         "kit.doctor:doctor",
-        "doctor",
+        "making:doctor",
         needs_project=False,
     ),
-    Command("keys", "make or show the key that signs", "KeysSettings", "kit.keys:keys", "keys"),
-    Command("train", "train and register a candidate", "TrainSettings", "jobs.train:train", "train"),
-    Command("models", "list, inspect and promote versions", "ModelsSettings", "kit.models:models", "models"),
-    Command("predict", "predict every row of a table", "PredictSettings", "jobs.predict:predict", "predict"),
+    Command("keys", "make or show the key that signs", "KeysSettings", "kit.keys:keys", "making:keys"),
+    Command(
+        "prepare",
+        "check, clean and describe the data",
+        "PrepareSettings",
+        "jobs.prepare:prepare",
+        "making:prepare",
+    ),
+    Command("tune", "search the best settings", "TuneSettings", "jobs.tune:tune", "making:tune"),
+    Command("train", "train and register a candidate", "TrainSettings", "jobs.train:train", "making:train"),
+    Command(
+        "evaluate",
+        "measure and judge a version",
+        "EvaluateSettings",
+        "jobs.evaluate:evaluate",
+        "making:evaluate",
+    ),
+    Command(
+        "compress", "make a version smaller", "CompressSettings", "jobs.compress:compress", "making:compress"
+    ),
+    Command(
+        "models", "list, inspect and promote versions", "ModelsSettings", "kit.models:models", "making:models"
+    ),
+    Command(
+        "predict",
+        "predict every row of a table",
+        "PredictSettings",
+        "jobs.predict:predict",
+        "running:predict",
+    ),
     Command(
         "serve",
         "serve a model over HTTP",
         "ServeSettings",
         "kit.cli.serving:serve",
-        "serve",
+        "running:serve",
         announces=True,
     ),
-    Command("query", "ask an endpoint", "QuerySettings", "kit.query:query", "query"),
-    Command("export", "build and measure INT8 bundles", "ExportSettings", "edge.export:export", "export"),
-    Command("flash", "put a bundle on a device", "FlashSettings", "edge.flash:flash", "flash"),
-    Command("submit", "run train or predict on a cluster", "SubmitSettings", "jobs.submit:submit", "submit"),
-    Command("report", "write one page about all runs", "ReportSettings", "kit.report:report", "report"),
+    Command("query", "ask an endpoint", "QuerySettings", "kit.query:query", "running:query"),
+    Command(
+        "export", "build and measure INT8 bundles", "ExportSettings", "edge.export:export", "running:export"
+    ),
+    Command("flash", "put a bundle on a device", "FlashSettings", "edge.flash:flash", "running:flash"),
+    Command(
+        "submit",
+        "run train or predict on a cluster",
+        "SubmitSettings",
+        "jobs.submit:submit",
+        "running:submit",
+    ),
+    Command(
+        "report", "write one page about all runs", "ReportSettings", "kit.report:report", "running:report"
+    ),
 )
 
 

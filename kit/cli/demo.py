@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kit.cli.show import table
+from kit.cli.show.tables import table
 from kit.data import held_out_table, load
 from kit.engines import open_engine
 from kit.errors import GateError, KitError

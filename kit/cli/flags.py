@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 def add_flags(parser: argparse.ArgumentParser, cls: type[CommandSettings]) -> None:
     """Add one argument or flag for each field of a settings class."""
     for name, field in cls.model_fields.items():
+        if is_marked(field, "in_file"):
+            continue
         if is_marked(field, "positional"):
             _add_argument(parser, name, field)
         else:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from kit.settings import Settings
 
 PATH = Path("docs/reference.md")
+#: Sections that may stand in a kit.toml more than once.
+_LISTS = ("data.inputs", "prepare.rules", "prepare.windows", "prepare.features")
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
@@ -32,6 +34,13 @@ def reference() -> str:
         "data.inputs": settings.InputSettings,
         "model": settings.ModelSettings,
         "gates": settings.GatesSettings,
+        "prepare.rules": settings.RuleSettings,
+        "prepare.duplicates": settings.DuplicatesSettings,
+        "prepare.windows": settings.WindowSettings,
+        "prepare.features": settings.FeatureSettings,
+        "prepare.select": settings.SelectSettings,
+        "tune.space": settings.SpaceSettings,
+        "tune.space.train.KEY": settings.RangeSettings,
         "store": settings.StoreSettings,
         "signing": settings.SigningSettings,
     }
@@ -65,7 +74,7 @@ def reference() -> str:
         "## The project: kit.toml",
     ]
     for section, cls in classes.items():
-        title = f"[[{section}]]" if section == "data.inputs" else f"[{section}]"
+        title = f"[[{section}]]" if section in _LISTS else f"[{section}]"
         parts += ["", f"### {title}", "", *_table(cls, flags=False)]
     parts += ["", "## Commands"]
     for command in COMMANDS:
@@ -84,6 +93,8 @@ def _table(cls: type[Settings], *, flags: bool) -> list[str]:
 
     lines = ["| name | type | default | what it is |", "|---|---|---|---|"]
     for name, field in cls.model_fields.items():
+        if flags and is_marked(field, "in_file"):
+            continue
         if flags and is_marked(field, "positional"):
             shown = f"`{name.upper()}`"
         else:

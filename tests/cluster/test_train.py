@@ -44,13 +44,13 @@ def with_parameters(project: Project, parameters: str) -> Project:
 
 def test_training_registers_a_candidate_that_has_learnt_and_leaves_no_checkpoints(trained: Any) -> None:
     result = trained.result
-    assert trained.project.registry().resolve("blobs@candidate").digest == result.version.digest
-    assert trained.project.registry().resolve("blobs@champion").digest == result.version.digest
-    assert result.metrics["accuracy"] > 0.8
+    assert trained.project.registry().resolve("blobs@candidate").digest == result.candidate.version.digest
+    assert trained.project.registry().resolve("blobs@champion").digest == result.candidate.version.digest
+    assert result.candidate.metrics["accuracy"] > 0.8
     assert len(result.epochs) == 24
     assert not list((trained.project.state / "train").iterdir())
     record = json.loads(result.record.read_bytes())
-    assert record["digest"] == result.version.digest
+    assert record["digest"] == result.candidate.version.digest
     assert len(record["epochs"]) == 24
 
 
@@ -83,9 +83,9 @@ def test_a_training_stopped_and_killed_on_the_way_ends_with_the_same_bytes(
     assert 1 not in epochs_shown(caplog)
     assert epochs_shown(caplog)[-1] == 24
     assert [each.epoch for each in result.epochs] == list(range(1, 25))
-    assert result.version.digest == trained.result.version.digest
+    assert result.candidate.version.digest == trained.result.candidate.version.digest
     signatures = [
-        (each.store().fetch(result.version.digest) / "model.sig").read_bytes()
+        (each.store().fetch(result.candidate.version.digest) / "model.sig").read_bytes()
         for each in (project, trained.project)
     ]
     assert signatures[0] == signatures[1]
@@ -109,7 +109,7 @@ def test_two_workers_decide_alike_and_train_one_model(lab: Any, trained: Any, tm
     project = with_parameters(lab.twin(trained.project, tmp_path / "blobs"), "{ pause_s = 0.0 }")
     result = train(project, settings(project, workers=2, patience_epochs=3, epochs=60))
     assert len(result.epochs) == result.best_epoch + 3
-    assert result.metrics["accuracy"] > 0.8
+    assert result.candidate.metrics["accuracy"] > 0.8
 
 
 def test_more_workers_than_cpus_are_refused(lab: Any, trained: Any, tmp_path: Path) -> None:
@@ -138,7 +138,8 @@ def test_a_network_that_cannot_work_is_refused_before_ray_starts(
 
 
 def test_a_candidate_that_misses_a_gate_is_registered_but_not_promoted(trained: Any) -> None:
-    missed = replace(trained.result, gates=(GateResult("accuracy", 0.5, 0.9, passed=False),), promoted=False)
+    made = trained.result.candidate
+    missed = replace(made, gates=(GateResult("accuracy", 0.5, 0.9, passed=False),), promoted=False)
     with pytest.raises(GateError, match=r"blobs@1 was not promoted: accuracy is 0\.5000, the gate 0\.9"):
         missed.require_passed()
     replace(missed, wanted=False).require_passed()

@@ -141,9 +141,9 @@ def _registered(folder, toml, table, network, *, preprocessing, epochs, with_pro
     """Train in this process, without Ray, and register the version as champion."""
     import torch
 
-    from jobs.graph import FEATURES, export_onnx, export_program
-    from jobs.parity import run_onnx
-    from jobs.preprocessing import fitted_steps, to_features, to_frame
+    from jobs.exporting.graph import FEATURES, export_onnx, export_program
+    from jobs.exporting.parity import run_onnx
+    from jobs.preparation.frame import fitted_steps, to_features, to_frame
 
     folder.mkdir(parents=True)
     (folder / "kit.toml").write_text(toml)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.alone import alone
 from jobs.cluster import is_disk_full
-from jobs.fit import WEIGHTS, FitConfig, _Trainer, build_network, check_network
-from jobs.train import _alone
+from jobs.fitting.loop import WEIGHTS, FitConfig, Trainer
+from jobs.fitting.network import build_network, check_network
 from kit.errors import ConflictError, InputError, ProjectError, SettingsError
 from kit.project import Project
 from kit.settings import TrainSettings
@@ -53,13 +54,13 @@ def arrays(n_rows: int = 50) -> dict[str, np.ndarray]:
     return {"train_x": x[:-10], "train_y": y[:-10], "validation_x": x[-10:], "validation_y": y[-10:]}
 
 
-def trainer(*, chosen: FitConfig | None = None, network: Any = None, n_rows: int = 50) -> _Trainer:
+def trainer(*, chosen: FitConfig | None = None, network: Any = None, n_rows: int = 50) -> Trainer:
     torch.manual_seed(0)
     network = network or torch.nn.Sequential(torch.nn.Dropout(0.3), torch.nn.Linear(2, 2))
-    return _Trainer(network, chosen or config(), arrays(n_rows), device=torch.device("cpu"), rank=0, world=1)
+    return Trainer(network, chosen or config(), arrays(n_rows), device=torch.device("cpu"), rank=0, world=1)
 
 
-def run(each: _Trainer, folder: Path, *, interval_s: float = 3600.0) -> tuple[list[int], list[int]]:
+def run(each: Trainer, folder: Path, *, interval_s: float = 3600.0) -> tuple[list[int], list[int]]:
     """Run a trainer that checkpoints into a folder.
 
     Returns:
@@ -76,23 +77,7 @@ def run(each: _Trainer, folder: Path, *, interval_s: float = 3600.0) -> tuple[li
     return heard, kept
 
 
-class Folder:
-    """A checkpoint that lies in a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def as_directory(self) -> Folder:
-        return self
-
-    def __enter__(self) -> str:
-        return str(self.path)
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-def weights(each: _Trainer) -> dict[str, np.ndarray]:
+def weights(each: Trainer) -> dict[str, np.ndarray]:
     return {name: value.numpy().copy() for name, value in each.best.items()}
 
 
@@ -108,7 +93,7 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     half = trainer(chosen=config(epochs=3))
     run(half, tmp_path)
     again = trainer()
-    again.resume(Folder(tmp_path))
+    again.resume(tmp_path)
     assert run(again, tmp_path) == ([4, 5, 6], [6])
     assert again.progress == whole.progress
     assert weights(again).keys() == weights(whole).keys()
@@ -131,7 +116,7 @@ def test_patience_ends_training_with_the_best_weights(tmp_path: Path) -> None:
 def test_a_finished_training_that_is_resumed_does_nothing(tmp_path: Path) -> None:
     run(trainer(), tmp_path)
     again = trainer()
-    again.resume(Folder(tmp_path))
+    again.resume(tmp_path)
     assert run(again, tmp_path) == ([], [])
 
 
@@ -226,10 +211,10 @@ def test_a_full_disk_is_recognised_behind_whatever_wrapped_it(tmp_path: Path) ->
 
 def test_a_second_training_of_the_same_identity_is_refused_while_the_first_runs(tmp_path: Path) -> None:
     folder = tmp_path / "train"
-    with _alone(folder, "0123"), pytest.raises(ConflictError, match="training 0123"), _alone(folder, "0123"):
+    with alone(folder, "0123"), pytest.raises(ConflictError, match="run 0123"), alone(folder, "0123"):
         pass
     (folder / "0123.lock").touch()  # left by a run that was killed
-    with _alone(folder, "0123"):
+    with alone(folder, "0123"):
         pass
     assert list(folder.iterdir()) == []
 

@@ -29,9 +29,9 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from jobs.graph import export_onnx, export_program, python_reference
-from jobs.parity import adversarial_rows, check_parity, run_onnx
-from jobs.preprocessing import check_transformer, fitted_steps, to_features, to_frame
+from jobs.exporting.graph import export_onnx, export_program, python_reference
+from jobs.exporting.parity import adversarial_rows, check_parity, run_onnx
+from jobs.preparation.frame import check_transformer, fitted_steps, to_features, to_frame
 from kit.errors import GateError, ProjectError
 from kit.files import sha256_bytes
 from kit.signature import Signature, Tensors, TensorSpec

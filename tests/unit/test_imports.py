@@ -43,7 +43,8 @@ DEVICE_CORE = {
 HEAVY = {
     *("ray", "torch", "onnx", "onnxruntime", "onnxscript", "openvino", "nncf", "litert_torch", "jax"),
     *("ai_edge_litert", "ai_edge_quantizer", "pandas", "pyarrow", "sklearn", "skl2onnx", "matplotlib"),
-    *("boto3", "botocore", "httpx", "jinja2", "rich", "scipy"),
+    *("boto3", "botocore", "httpx", "jinja2", "rich", "scipy", "PIL", "optuna", "mlflow", "shap"),
+    *("lightgbm", "xgboost", "onnxmltools", "torch_pruning"),
 }
 
 FILES = sorted(
@@ -136,4 +137,5 @@ def test_nothing_heavy_is_imported_at_the_top(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [path for path in FILES if top(module_of(path)) == "jobs"], ids=ids)
 def test_jobs_import_torch_where_it_is_needed(path: Path) -> None:
-    assert "torch" not in {top(name) for name in found(path, at_top=True)}
+    slow = HEAVY & {"torch", "ray", "optuna", "mlflow", "shap", "lightgbm", "xgboost", "torch_pruning"}
+    assert not {top(name) for name in found(path, at_top=True)} & slow

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from jobs.parity import Answer, adversarial_rows, check_parity, run_onnx
+from jobs.exporting.parity import Answer, adversarial_rows, check_parity, run_onnx
 from kit.errors import GateError, InputError, ProjectError
 from kit.signature import Signature, TensorSpec
 

@@ -1,16 +1,13 @@
-"""The training loop: what runs inside each Ray Train worker.
+"""The training loop over arrays: what one worker does, whoever runs it.
 
-Gets arrays, gives back weights through checkpoints and figures through reports. It knows
-nothing of tables, registries or exports. Torch is imported when the loop starts.
+Gets a network and arrays, gives back weights and figures through what its caller hands it. It
+knows nothing of Ray, tables, registries or exports. Torch is imported when a trainer is made.
 """
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -20,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.cluster import is_disk_full
-from kit.errors import InputError, KitError, ProjectError, UnavailableError, nearest
+from kit.errors import InputError
 from kit.project import Project
+from kit.settings import TrainSettings
 
 if TYPE_CHECKING:
     import torch
@@ -31,20 +28,15 @@ WEIGHTS = "weights.pt"
 BEST = "best.pt"
 PROGRESS = "progress.json"
 
-#: Time between checkpoints. Each waits for Ray's controller to notice it, so one per epoch would
-#: cost a small network most of its time.
-_CHECKPOINT_INTERVAL_S = 2.0
-
 
 @dataclass(frozen=True)
 class FitConfig:
-    """What a worker needs to know.
+    """What the loop needs to know.
 
     Attributes:
         folder: The project's folder; where it does not exist, the working folder is used.
         n_classes: How many classes; 0 for regression.
-        epochs, batch_size, learning_rate, weight_decay, patience_epochs, seed, threads: As in
-            ``TrainSettings``.
+        epochs ... checkpoint_interval_s: As in ``TrainSettings``.
     """
 
     folder: str
@@ -56,6 +48,21 @@ class FitConfig:
     patience_epochs: int
     seed: int
     threads: int
+    checkpoint_interval_s: float = 2.0
+
+    @classmethod
+    def of(cls, settings: TrainSettings, *, project: Project, n_classes: int, **changes: Any) -> FitConfig:
+        """Take what the loop needs from the settings of train.
+
+        Args:
+            settings: Of train.
+            project: Whose folder holds the factory.
+            n_classes: How many classes; 0 for regression.
+            changes: Stand in for settings of the same name.
+        """
+        shared = cls.__dataclass_fields__.keys() & TrainSettings.model_fields.keys()
+        values = {name: getattr(settings, name) for name in shared} | changes
+        return cls(folder=str(project.folder), n_classes=n_classes, **values)
 
 
 @dataclass
@@ -83,155 +90,36 @@ class _Progress:
         return self.epochs[self.best_epoch - 1].validation_loss if self.best_epoch else math.inf
 
 
-def build_network(project: Project, *, n_features: int, n_classes: int) -> torch.nn.Module:
-    """Call the project's factory.
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted model and how it came to be.
+
+    Attributes:
+        model: A ``torch.nn.Module`` with its best weights, on the CPU, or a fitted estimator.
+        epochs: Figures of each epoch; empty for an estimator.
+        best_epoch: Whose weights were kept, from 1; 0 for an estimator.
+    """
+
+    model: Any
+    epochs: tuple[Epoch, ...]
+    best_epoch: int
+
+
+def read_fitted(network: torch.nn.Module, folder: Path) -> Fitted:
+    """Give a network the best weights of a checkpoint.
 
     Args:
-        project: Names the factory and its parameters.
-        n_features: Columns the network reads after preprocessing, offered to a factory that
-            takes ``n_features``.
-        n_classes: Likewise; 0 for regression.
-
-    Raises:
-        ProjectError: The factory does not take a parameter, fails, or returns no module.
+        network: As the factory built it; changed.
+        folder: What ``Trainer.save`` wrote.
     """
     import torch
 
-    settings = project.settings.model
-    factory = project.load_object(settings.factory)
-    if not callable(factory):
-        raise ProjectError(
-            f"{settings.factory!r} is a value of type {type(factory).__name__}, not a function"
-        )
-    takes = inspect.signature(factory).parameters
-    free = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes.values())
-    for name in settings.parameters:
-        if name not in takes and not free:
-            raise ProjectError(
-                f"the factory {settings.factory!r} takes no parameter {name!r}", hint=nearest(name, takes)
-            )
-    offered = {"n_features": n_features, "n_classes": n_classes}
-    arguments = {name: value for name, value in offered.items() if name in takes} | settings.parameters
-    try:
-        network = factory(**arguments)
-    except Exception as error:  # the user's code may raise anything at all
-        raise ProjectError(
-            f"the factory {settings.factory!r} failed: {type(error).__name__}: {error}",
-            hint="correct the function or [model.parameters] in kit.toml",
-        ) from error
-    if not isinstance(network, torch.nn.Module):
-        raise ProjectError(
-            f"the factory {settings.factory!r} returned a value of type {type(network).__name__}",
-            hint="return a torch.nn.Module",
-        )
-    return network
+    network.load_state_dict(torch.load(folder / BEST, weights_only=True))
+    kept = json.loads((folder / PROGRESS).read_text())
+    return Fitted(network, tuple(Epoch(**each) for each in kept["epochs"]), kept["best_epoch"])
 
 
-def check_network(network: torch.nn.Module, *, rows: np.ndarray, n_classes: int) -> None:
-    """Refuse a network that cannot read the rows, or answers in another shape than the task needs.
-
-    Args:
-        network: What the factory returned; left in training mode.
-        rows: A few rows as the network will read them.
-        n_classes: Answers per row; 0 for regression, which needs one value.
-
-    Raises:
-        ProjectError: Calling it fails, or the answer has another shape.
-    """
-    import torch
-
-    network.eval()
-    try:
-        with torch.no_grad():
-            answer = network(torch.from_numpy(np.array(rows)))
-    except Exception as error:  # the user's code may raise anything at all
-        raise ProjectError(
-            f"the network cannot read rows of shape {list(rows.shape[1:])}: {type(error).__name__}: {error}",
-            hint="correct the network's forward or the shape in [[data.inputs]]",
-        ) from error
-    network.train()
-    wanted = [(len(rows), n_classes)] if n_classes else [(len(rows),), (len(rows), 1)]
-    found = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
-    if found not in wanted:
-        raise ProjectError(
-            f"the network answers {len(rows)} rows with {found}, but {wanted[-1]} is needed",
-            hint="return one logit per class" if n_classes else "return one value per row",
-        )
-
-
-def loop(config: dict[str, Any]) -> None:
-    """Train on this worker; Ray Train calls it on each.
-
-    A refusal is told to the listener first: Ray starts the loop again after any failure, and
-    what a user has to correct is not worth a second try.
-
-    Args:
-        config: ``fit`` (a FitConfig as a dict), ``arrays`` (a reference to train and validation
-            arrays) and ``listener`` (an actor that hears of each epoch and of a refusal).
-    """
-    import ray
-
-    listener = config["listener"]
-    if ray.get(listener.refusal.remote()) is not None:
-        return
-    try:
-        _train(FitConfig(**config["fit"]), ray.get(config["arrays"]), listener=listener)
-    except KitError as error:
-        ray.get(listener.refuse.remote(error))
-        raise
-    except Exception as error:  # torch, pyarrow and Ray each wrap the system's error in their own
-        if not is_disk_full(error):
-            raise
-        refusal = disk_full()
-        ray.get(listener.refuse.remote(refusal))
-        raise refusal from error
-
-
-def disk_full() -> UnavailableError:
-    """Say that a checkpoint found no room; trying again would not make any."""
-    return UnavailableError(
-        "the disk is full; a checkpoint of the training cannot be written",
-        hint="free some space, then run the same command again: it continues from the last checkpoint",
-    )
-
-
-def _train(fit: FitConfig, arrays: dict[str, np.ndarray], *, listener: Any) -> None:
-    import ray
-    import torch
-    from ray import train
-    from ray.train.torch import get_device, prepare_model
-
-    torch.set_num_threads(fit.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.manual_seed(fit.seed)
-    folder = Path(fit.folder)
-    project = Project.open(folder if folder.is_dir() else Path.cwd())
-    network = build_network(
-        project, n_features=int(np.prod(arrays["train_x"].shape[1:])), n_classes=fit.n_classes
-    )
-    context = train.get_context()
-    trainer = _Trainer(
-        prepare_model(network),
-        fit,
-        arrays,
-        device=get_device(),
-        rank=context.get_world_rank(),
-        world=context.get_world_size(),
-    )
-    trainer.resume(train.get_checkpoint())
-    told: list[Any] = []
-
-    def tell(figures: dict[str, Any]) -> None:
-        with contextlib.suppress(ray.exceptions.RayError):  # what is shown decides nothing
-            ray.get(told)  # an asynchronous actor may take two calls in either order
-        told[:] = [listener.hear.remote(figures)]
-
-    trainer.run(hear=tell, keep=trainer.report)
-    with contextlib.suppress(ray.exceptions.RayError):
-        ray.get(told)
-
-
-class _Trainer:
+class Trainer:
     """One worker's network, optimizer and place in the training."""
 
     def __init__(
@@ -268,16 +156,13 @@ class _Trainer:
         inner: torch.nn.Module = getattr(self.network, "module", self.network)
         return inner
 
-    def resume(self, checkpoint: Any) -> None:
-        """Go on where the last checkpoint stood; None starts from the beginning."""
+    def resume(self, folder: Path) -> None:
+        """Go on where the checkpoint in a folder stood; see ``save``."""
         import torch
 
-        if checkpoint is None:
-            return
-        with checkpoint.as_directory() as folder:
-            state = torch.load(Path(folder) / WEIGHTS, weights_only=True)
-            self.best = torch.load(Path(folder) / BEST, weights_only=True)
-            kept = json.loads((Path(folder) / PROGRESS).read_text())
+        state = torch.load(folder / WEIGHTS, weights_only=True)
+        self.best = torch.load(folder / BEST, weights_only=True)
+        kept = json.loads((folder / PROGRESS).read_text())
         self.plain.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = _Progress([Epoch(**each) for each in kept["epochs"]], kept["best_epoch"])
@@ -292,7 +177,7 @@ class _Trainer:
         *,
         hear: Callable[[dict[str, Any]], Any],
         keep: Callable[[], None],
-        interval_s: float = _CHECKPOINT_INTERVAL_S,
+        interval_s: float,
     ) -> None:
         """Train until finished.
 
@@ -331,17 +216,6 @@ class _Trainer:
             self.best = {
                 name: value.detach().cpu().clone() for name, value in self.plain.state_dict().items()
             }
-
-    def report(self) -> None:
-        """Report a checkpoint to Ray Train, which waits for every worker; the first one brings the files."""
-        from ray import train
-
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
-            if self.rank == 0:
-                self.save(Path(folder))
-                checkpoint = train.Checkpoint.from_directory(folder)
-            train.report(asdict(self.progress.epochs[-1]), checkpoint=checkpoint)
 
     def save(self, folder: Path) -> None:
         """Write what ``resume`` reads: weights, the best weights, the optimizer, the figures."""

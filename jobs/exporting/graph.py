@@ -3,7 +3,7 @@
 Training calls this once it has a fitted transformer and a trained network. The same weights
 give the same bytes in any process and any folder, and nothing about the machine gets in. It
 knows nothing of training, of tables or of where the bytes are kept; whether the graph answers
-like the Python it came from is for ``jobs.parity`` to find out.
+like the Python it came from is for ``jobs.exporting.parity`` to find out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.preprocessing import check_transformer, expect_scalar_columns, to_features
+from jobs.preparation.frame import check_transformer, expect_scalar_columns, to_features
 from kit.errors import ProjectError
 from kit.signature import Signature, Tensors, TensorSpec
 

@@ -1,6 +1,6 @@
 """scikit-learn preprocessing: what the kit feeds it, refuses in it, and carries away as data.
 
-It knows nothing of networks or ONNX files; ``jobs.graph`` joins the two.
+It knows nothing of networks or ONNX files; ``jobs.exporting.graph`` joins the two.
 """
 
 from __future__ import annotations

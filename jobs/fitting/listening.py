@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from jobs.cluster import is_disk_full
-from jobs.fit import disk_full
-from kit.errors import KitError
+from kit.errors import KitError, UnavailableError
 
 _log = logging.getLogger("kit")
 
@@ -80,3 +79,11 @@ def refused(listener: Any) -> Iterator[None]:
     refusal = ray.get(listener.refusal.remote())
     if refusal is not None:
         raise refusal
+
+
+def disk_full() -> UnavailableError:
+    """Say that a checkpoint found no room; trying again would not make any."""
+    return UnavailableError(
+        "the disk is full; a checkpoint of the training cannot be written",
+        hint="free some space, then run the same command again: it continues from the last checkpoint",
+    )

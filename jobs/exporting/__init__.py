@@ -1,0 +1,1 @@
+"""From a fitted model to its ONNX graph, and the proof that the two answer alike."""

@@ -1,0 +1,1 @@
+"""What is fitted to columns before a network reads them, and how it gets into the graph."""
