@@ -135,9 +135,15 @@ def core_of(version: ModelVersion) -> Core:
     """Find the network inside a model version.
 
     Raises:
-        InputError: The version has preprocessing that is not available as data, or its network
-            does not read exactly one float32 tensor.
+        InputError: The version is an estimator of a library, has preprocessing that is not available as
+            data, or its network does not read exactly one float32 tensor.
     """
+    estimator = version.manifest.get("lineage", {}).get("model", {}).get("estimator")
+    if estimator is not None:
+        raise InputError(
+            f"model {version.name!r} is the estimator {estimator!r}; no device runtime holds its operators",
+            hint="predict or serve it with the kit, or train a network (factory in [model]) for devices",
+        )
     signature = version.signature
     if signature.task == "regression":
         output = TensorSpec("value", "float32", (-1,))
@@ -147,10 +153,10 @@ def core_of(version: ModelVersion) -> Core:
     features = version.manifest["graph"]["features"]
     if features is not None:
         if steps is None:
+            reason = version.manifest["graph"].get("missing_steps") or "its steps are not available as data"
             raise InputError(
-                f"model {version.name!r} has preprocessing that a device cannot run: its steps are not "
-                "available as data",
-                hint="use imputers, scalers, one-hot or ordinal encoders and bins, and train again",
+                f"model {version.name!r} has preprocessing that a device cannot run: {reason}",
+                hint="change the step and train again, or serve the model instead",
             )
         return Core(version, TensorSpec(features, "float32", (-1, steps.n_features)), output, steps)
     floats = [spec for spec in signature.inputs if spec.dtype == "float32"]

@@ -12,24 +12,29 @@ import platform
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import kit
+from jobs.exporting.estimator_graph import check_estimator_parity
 from jobs.exporting.parity import ParityReport, adversarial_rows, check_parity, run_onnx
+from jobs.fitting.estimators import check_estimator, is_estimator, library_versions
 from jobs.fitting.loop import Fitted
+from jobs.judge import Contender, find_champion, held_out_digest, judge
 from jobs.preparation.prepared import Prepared
+from jobs.tracking import check_tracking
 from kit.data import Split
 from kit.errors import GateError
 from kit.files import canonical_json, digest_of, sha256_file
-from kit.gates import GateResult, check_floors
+from kit.gates import GateResult, Judgement, failures
 from kit.metrics import evaluate
 from kit.model_version import Parts, write_model_version
 from kit.profile import profile
 from kit.project import Project
-from kit.registry import VersionRecord
+from kit.registry import UNSET, VersionRecord
 from kit.settings import TrainSettings
 from kit.signature import Tensors
 
@@ -66,9 +71,8 @@ class Candidate:
         Raises:
             GateError: Names every gate it failed, with what it reached.
         """
-        failed = [gate for gate in self.gates if not gate.passed]
-        if self.wanted and failed:
-            said = "; ".join(f"{gate.metric} is {gate.value:.4f}, the gate {gate.bound:g}" for gate in failed)
+        said = failures(self.gates)
+        if self.wanted and said:
             raise GateError(
                 f"{self.version.model}@{self.version.number} was not promoted: {said}",
                 hint=f"train better, or promote it anyway: "
@@ -77,18 +81,23 @@ class Candidate:
 
 
 def check_ready(project: Project) -> Path:
-    """Find the signing key, and ask the key and the store once, before hours of work need them.
+    """Ask once for everything that hours of work need in the end, and check an estimator's settings.
 
     Returns:
         The private key.
 
     Raises:
         NotFoundError: There is no signing key, or nobody's signature is trusted.
-        UnavailableError: The store does not answer.
+        ProjectError: The estimator cannot be fitted or exported.
+        UnavailableError: The store or, where one is named, MLflow does not answer.
+        MissingDependencyError: A package of the estimator's or of MLflow's is not installed.
     """
     key = project.signing_key()
     project.trusted()
     project.store().contains("0" * 64)  # asks S3 once: a missing bucket or key is found now
+    if project.settings.model.estimator is not None:
+        check_estimator(project)
+    check_tracking()
     return key
 
 
@@ -118,15 +127,17 @@ def register_candidate(
     """
     parts, parity, outputs = _export(project, settings, prepared, fitted, lineage=lineage or {})
     metrics: dict[str, float] = parts.manifest["metrics"]
-    gates = check_floors(metrics, dict[str, float](project.settings.gates.floors.items()))
-    version = _register(project, parts, metrics=metrics)
-    promoted = promote and all(gate.passed for gate in gates)
+    judgement = _judge(project, parts, split=prepared.split, outputs=outputs)
+    version = _register(project, parts, metrics=metrics, judgement=judgement)
+    promoted = promote and judgement.passed
     if promoted:
-        project.registry().promote(f"{project.name}@{version.number}")
+        # Where it was held against a champion, it replaces that one and no other.
+        expect = judgement.champion if project.settings.gates.max_loss else UNSET
+        project.registry().promote(f"{project.name}@{version.number}", expect=expect)
     return Candidate(
         version=version,
         metrics=metrics,
-        gates=gates,
+        gates=judgement.results,
         promoted=promoted,
         wanted=promote,
         parity=parity,
@@ -174,7 +185,7 @@ def _export(
 ) -> tuple[Parts, ParityReport, Tensors]:
     """Export the pipeline, check it against Python, and measure it on the held-out rows."""
     from jobs.exporting.graph import FEATURES, export_onnx, export_program, python_reference
-    from jobs.preparation.frame import fitted_steps
+    from jobs.preparation.device import fitted_steps, missing_steps
 
     split, signature, transformer = prepared.split, prepared.signature, prepared.transformer
     sample = prepared.train[:2]
@@ -185,7 +196,8 @@ def _export(
     ordinary = {name: array[:_PARITY_ROWS] for name, array in split.test.tensors.items()}
     strange = adversarial_rows(signature, sample={name: array[:8] for name, array in ordinary.items()})
     rows = {name: np.concatenate([ordinary[name], strange[name]]) for name in ordinary}
-    parity = check_parity(reference, answer, rows=rows, tolerance=settings.parity_tolerance)
+    check = partial(check_estimator_parity, fitted.model) if is_estimator(fitted.model) else check_parity
+    parity = check(reference, answer, rows=rows, tolerance=settings.parity_tolerance)
     outputs = {name: np.asarray(value) for name, value in answer(split.test.tensors).items()}
     golden = {name: array[: settings.golden_rows] for name, array in split.test.tensors.items()}
     parts = Parts(
@@ -200,7 +212,12 @@ def _export(
         manifest={
             "metrics": evaluate(signature.task, split.test.labels, outputs),
             "metrics_python": evaluate(signature.task, split.test.labels, reference(split.test.tensors)),
-            "graph": {"features": FEATURES if transformer is not None else None},
+            "graph": {
+                "features": FEATURES if transformer is not None else None,
+                "missing_steps": missing_steps(transformer, signature=signature)
+                if transformer is not None
+                else None,
+            },
             "parity": {"tolerance": parity.tolerance, "n_rows": parity.n_rows},
             "lineage": {**_lineage(project, settings, split), **lineage},
         },
@@ -214,11 +231,14 @@ def _lineage(project: Project, settings: TrainSettings, split: Split) -> dict[st
         "data": {
             "path": data.path,
             "fingerprint": split.fingerprint,
+            "n_files": split.n_files,
+            "size_bytes": split.size_bytes,
             "n_rows": split.n_rows,
             "n_train": len(split.train.rows),
             "n_validation": len(split.validation.rows),
             "n_test": len(split.test.rows),
-            "seed": data.seed,
+            "held_out": held_out_digest(split.test),
+            **data.model_dump(mode="json", include={"split", "group", "time", "gap", "seed"}),
         },
         "code": {"digest": code_digest(project)},
         "prepare": project.prepare().steps,
@@ -228,11 +248,30 @@ def _lineage(project: Project, settings: TrainSettings, split: Split) -> dict[st
             "kit": kit.__version__,
             "python": platform.python_version(),
             **{tool: importlib.metadata.version(tool) for tool in _TOOLS},
+            **library_versions(project.settings.model.estimator),
         },
     }
 
 
-def _register(project: Project, parts: Parts, *, metrics: Mapping[str, float]) -> VersionRecord:
+def _judge(project: Project, parts: Parts, *, split: Split, outputs: Tensors) -> Judgement:
+    """Hold the exported graph against the gates, and against the champion where they name one."""
+    champion = find_champion(project) if project.settings.gates.max_loss else None
+    with tempfile.TemporaryDirectory(prefix="kit-judge-") as work:
+        path = Path(work) / "model.onnx"
+        path.write_bytes(parts.onnx)
+        contender = Contender(
+            model_path=path,
+            signature=parts.signature,
+            outputs=outputs,
+            data=parts.manifest["lineage"]["data"],
+        )
+        against = champion[1] if champion is not None else None
+        return judge(project, contender, rows=split.test, champion=against)
+
+
+def _register(
+    project: Project, parts: Parts, *, metrics: Mapping[str, float], judgement: Judgement
+) -> VersionRecord:
     """Sign the version, put it in the store and make it the candidate."""
     project.state.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="version-", dir=project.state) as work:
@@ -240,7 +279,8 @@ def _register(project: Project, parts: Parts, *, metrics: Mapping[str, float]) -
         digest = write_model_version(parts, folder=folder, key=project.signing_key())
         uri = project.store().put(folder, digest=digest)
     registry = project.registry()
-    version = registry.register(project.name, digest=digest, uri=uri, summary={"metrics": dict(metrics)})
+    summary = {"metrics": dict(metrics), "judgement": judgement.to_json()}
+    version = registry.register(project.name, digest=digest, uri=uri, summary=summary)
     registry.promote(f"{project.name}@{version.number}", alias="candidate")
     return registry.resolve(f"{project.name}@{version.number}")
 

@@ -74,6 +74,9 @@ def connected(address: str | None, *, project: Project) -> Iterator[None]:
         raise MissingDependencyError(
             f"this command needs Ray, which cannot be imported: {error}", hint=install_line("cluster")
         ) from error
+    if ray.is_initialized():  # inside a trial of a study, which runs on Ray already
+        yield
+        return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None and _inside_job():
         show_token()

@@ -137,7 +137,7 @@ def predict(project: Project, settings: PredictSettings) -> PredictResult:
     _check_outputs(settings, version.signature)
     source, target = project.locate(settings.input), project.locate(settings.output)
     strings = version.signature.string_columns
-    files = list_files(source)
+    files = _with_bytes(source, list_files(source))
     shards = plan(source, files, shard_rows=settings.shard_rows)
     _check_columns(settings, version.signature, _first_rows(source, files[0], strings=strings))
     work = _Work(
@@ -162,6 +162,18 @@ def predict(project: Project, settings: PredictSettings) -> PredictResult:
         write(target, REPORT, canonical_json(facts))
     project.write_record("predict", f"{record.number:04d}-{time.time_ns()}", facts)
     return result
+
+
+def _with_bytes(uri: str, files: Sequence[TableFile]) -> tuple[TableFile, ...]:
+    """Leave out files of no bytes, which hold no rows in any format."""
+    empty = [file.name for file in files if not file.size_bytes]
+    if len(empty) == len(files):
+        raise InputError(f"{uri} holds no rows: {empty[0]} is empty", hint="name a table with rows")
+    if empty:
+        _log.warning(
+            "skipped %d empty files: %s%s", len(empty), ", ".join(empty[:5]), ", ..." * (len(empty) > 5)
+        )
+    return tuple(file for file in files if file.size_bytes)
 
 
 def plan(uri: str, files: Sequence[TableFile], *, shard_rows: int) -> tuple[Shard, ...]:

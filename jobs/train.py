@@ -1,28 +1,32 @@
 """Train a project's model and register a candidate version.
 
-Reads and splits the table, fits the preprocessing on the training rows, runs the training loop
-on Ray Train, exports, checks that the exported graph answers like the Python it came from, and
-only then signs and registers. Everything that can be refused is refused before Ray starts.
+Reads and splits the data, fits the preprocessing on the training rows, fits the network on Ray Train,
+or an estimator in this process, exports, checks that the exported graph answers like the Python it came
+from, and only then signs and registers. Everything that can be refused is refused before Ray starts.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jobs.alone import alone
 from jobs.candidate import Candidate, check_ready, register_candidate, run_identity
 from jobs.fitting.loop import Epoch, FitConfig, Fitted
+from jobs.fitting.memory import compute_twice
 from jobs.fitting.network import build_network, check_network
 from jobs.fitting.workers import fit_on_workers
 from jobs.preparation.prepared import Prepared, prepare_rows
+from jobs.tracking import tracked
 from kit.project import Project
 from kit.settings import TrainSettings
 
-#: Settings of train that change nothing in the outcome.
-OUTSIDE = {"promote", "resume", "address"}
+#: Settings of train that change nothing in the outcome, or that an interrupted run may go on without.
+OUTSIDE = {"promote", "resume", "address", "auto_batch", "checkpoint_interval_s"}
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,12 @@ class TrainResult:
 def train(project: Project, settings: TrainSettings) -> TrainResult:
     """Train, export, check, sign, register; see the module.
 
-    Interrupted runs continue where their last epoch ended when the same command is run again on
-    the same data, code and settings.
+    An interrupted run goes on from its last checkpoint when the same command is run again on the same
+    data, code and settings. MLflow is told where MLFLOW_TRACKING_URI says so.
 
     Raises:
-        InputError: The data, the project's Python or the settings break a rule; training diverged.
+        InputError: The data, the project's Python or the settings break a rule; training diverged, or
+            memory ran out.
         GateError: The exported graph does not answer like the Python pipeline.
         NotFoundError: There is no signing key.
         ConflictError: The same training is running already.
@@ -61,31 +66,50 @@ def train(project: Project, settings: TrainSettings) -> TrainResult:
     """
     check_ready(project)
     prepared = prepare_rows(project)
-    identity = run_identity(project, prepared.split, settings.model_dump(mode="json", exclude=OUTSIDE))
+    asked = settings.model_dump(mode="json", exclude=OUTSIDE)
+    identity = run_identity(project, prepared.split, asked)
     storage = project.state / "train"
-    with alone(storage, identity):
-        fitted = _fit(project, settings, prepared, storage=storage, identity=identity)
+    with alone(storage, identity), tracked(project, "train", identity=identity) as tracker:
+        tracker.log_parameters({"train": asked, "model": project.settings.model.model_dump(mode="json")})
+        fitted = _fit(project, settings, prepared, storage=storage, identity=identity, hear=tracker.log_epoch)
         candidate = register_candidate(project, settings, prepared, fitted, promote=settings.promote)
         record = _record(project, prepared, fitted, candidate)
         shutil.rmtree(storage / identity, ignore_errors=True)
+        tracker.log_metrics(candidate.metrics)
+        tracker.log_artifact(record)
+        tracker.register(candidate.version)
     return TrainResult(candidate, fitted.epochs, fitted.best_epoch, record)
 
 
 def _fit(
-    project: Project, settings: TrainSettings, prepared: Prepared, *, storage: Path, identity: str
+    project: Project,
+    settings: TrainSettings,
+    prepared: Prepared,
+    *,
+    storage: Path,
+    identity: str,
+    hear: Callable[[dict[str, Any]], object],
 ) -> Fitted:
-    n_classes = len(prepared.split.classes)
-    build = partial(build_network, n_features=prepared.n_features, n_classes=n_classes)
+    if project.settings.model.estimator is not None:
+        from jobs.fitting.estimators import fit_estimator
+
+        return fit_estimator(project, prepared, seed=settings.seed, threads=settings.threads)
+    classes = prepared.split.classes
+    build = partial(build_network, n_features=prepared.n_features, n_classes=len(classes))
     # Built once before Ray starts: a factory that cannot work is refused in a second.
-    check_network(build(project), rows=prepared.train[:2], n_classes=n_classes)
+    network = build(project)
+    check_network(network, rows=prepared.train[:2], n_classes=len(classes))
+    if settings.gradient_checkpointing:
+        compute_twice(network)
     return fit_on_workers(
         project,
         settings,
         prepared.arrays,
-        fit=FitConfig.of(settings, project=project, n_classes=n_classes),
+        fit=FitConfig.of(settings, project=project, n_classes=len(classes), classes=classes),
         build=build,
         storage=storage,
         identity=identity,
+        hear=hear,
     )
 
 
@@ -102,6 +126,7 @@ def _record(project: Project, prepared: Prepared, fitted: Fitted, candidate: Can
             "classes": list(split.classes),
             "epochs": [asdict(epoch) for epoch in fitted.epochs],
             "best_epoch": fitted.best_epoch,
+            "used": dict(fitted.used),
             "metrics": candidate.metrics,
             "gates": [asdict(gate) for gate in candidate.gates],
             "promoted": candidate.promoted,

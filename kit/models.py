@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kit.errors import GateError, InputError, VerificationError
+from kit.errors import GateError, InputError, NotFoundError, VerificationError
 from kit.event_log import Event
-from kit.gates import check_floors
+from kit.files import read_json
+from kit.gates import Judgement, check_floors, failures
 from kit.model_version import ModelVersion
 from kit.project import Project
 from kit.reference import CHAMPION
-from kit.registry import UNSET, VersionRecord
+from kit.registry import UNSET, Unset, VersionRecord
 from kit.settings import ModelsSettings
 
 
@@ -65,9 +67,10 @@ def models(project: Project, settings: ModelsSettings) -> ModelsResult:
         return ModelsResult(action, versions=(record,), manifest=version.manifest)
     if action == "promote":
         record, version = project.open_version(reference)
+        expect: str | Unset | None = UNSET if settings.expect is None else settings.expect
         if settings.gates and settings.alias == CHAMPION:
-            _ask_gates(project, record)
-        expect = UNSET if settings.expect is None else settings.expect
+            held_against = _ask_gates(project, record)
+            expect = held_against if isinstance(expect, Unset) else expect
         exact = f"{version.name}@sha256:{version.digest}"
         moved = registry.promote(exact, alias=settings.alias, expect=expect)
     else:
@@ -75,23 +78,64 @@ def models(project: Project, settings: ModelsSettings) -> ModelsResult:
     return ModelsResult(action, versions=(moved,))
 
 
-def _ask_gates(project: Project, record: VersionRecord) -> None:
-    """Hold a version's metrics against the project's floors."""
-    floors = dict[str, float](project.settings.gates.floors.items())
+def _ask_gates(project: Project, record: VersionRecord) -> str | Unset | None:
+    """Hold a version's metrics against the floors, and ask how it was judged against the champion.
+
+    Floors are decided here from the metrics in the registry. What needs the held-out rows is decided when a
+    version is trained or evaluated, and only read here.
+
+    Returns:
+        The digest the champion must still have when it is replaced; None when there must be none.
+    """
+    gates = project.settings.gates
+    floors = dict[str, float](gates.floors.items())
     metrics = record.summary.get("metrics", {})
     said = [
         f"it has no {metric}, the gate asks {floors[metric]:g}" for metric in floors if metric not in metrics
     ]
-    said += [
-        f"{gate.metric} is {gate.value:.4f}, the gate {gate.bound:g}"
-        for gate in check_floors(metrics, {name: floors[name] for name in floors if name in metrics})
-        if not gate.passed
-    ]
-    if said:
-        raise GateError(
-            f"{record.model}@{record.number} was not promoted: {'; '.join(said)}",
-            hint="choose a better version, or promote it anyway with --no-gates",
-        )
+    measured = {name: bound for name, bound in floors.items() if name in metrics}
+    said.append(failures(check_floors(metrics, measured)))
+    expect: str | Unset | None = UNSET
+    hint = "choose a better version, or promote it anyway with --no-gates"
+    if gates.max_loss:
+        champion = _champion(project, record.model)
+        expect = champion.digest if champion is not None else None
+        if champion is not None and champion.digest != record.digest:
+            judgement = _judgement(project, record, champion)
+            if judgement is None:
+                said.append(
+                    f"it was not held against the champion {champion.model}@{champion.number} by these gates"
+                )
+                hint = f"run kit evaluate {record.model}@{record.number}, then promote it"
+            else:
+                said.append(failures(each for each in judgement.results if each.kind == "max_loss"))
+    reasons = "; ".join(each for each in said if each)
+    if reasons:
+        raise GateError(f"{record.model}@{record.number} was not promoted: {reasons}", hint=hint)
+    return expect
+
+
+def _champion(project: Project, model: str) -> VersionRecord | None:
+    try:
+        return project.registry().resolve(model)
+    except NotFoundError:
+        return None
+
+
+def _judgement(project: Project, record: VersionRecord, champion: VersionRecord) -> Judgement | None:
+    """Find how a version was judged against this champion by the gates as they are now, newest first."""
+    rules = project.settings.gates.model_dump(mode="json", exclude={"floors"})
+    found = [record.summary.get("judgement")]
+    for path in (project.state / "runs" / "evaluate").glob("*.json"):
+        with contextlib.suppress(InputError):  # a damaged record is the report's business
+            evaluated = read_json(path)
+            if evaluated.get("digest") == record.digest:
+                found.append(evaluated.get("judgement"))
+    for each in reversed(found):
+        judgement = Judgement.from_json(each)
+        if judgement and judgement.champion == champion.digest and judgement.rules == rules:
+            return judgement
+    return None
 
 
 def _verify(project: Project, reference: str | None) -> ModelsResult:

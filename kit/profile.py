@@ -47,7 +47,7 @@ def _histogram(values: np.ndarray) -> dict[str, Any]:
     missing = len(numbers) - len(known)
     if not len(known):
         return {"edges": [], "counts": [], "missing": missing, "mean": None, "std": None}
-    counts, edges = np.histogram(known, bins=_edges(float(known.min()), float(known.max())))
+    counts, edges = np.histogram(known, bins=bin_edges(float(known.min()), float(known.max())))
     return {
         "edges": edges.tolist(),
         "counts": counts.tolist(),
@@ -57,8 +57,16 @@ def _histogram(values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _edges(low: float, high: float) -> np.ndarray:
-    """Cut a range into bins; fewer where neighbouring edges would be the same number."""
+def bin_edges(low: float, high: float) -> np.ndarray:
+    """Cut a range into bins; fewer where neighbouring edges would be the same number.
+
+    Args:
+        low: Smallest value, finite.
+        high: Largest value, finite.
+
+    Returns:
+        The edges, ascending, shape (n_bins + 1,), at most 21.
+    """
     if low == high:
         low, high = low - 0.5, high + 0.5
     edges = np.unique(2 * np.linspace(low / 2, high / 2, _N_BINS + 1))  # halves: the difference may overflow

@@ -1,22 +1,21 @@
 """Tables: where rows come from, and how they become tensors.
 
 Parquet, CSV and JSON Lines, one file or a folder of them, on disk or on S3, all through
-pyarrow. What a value may be is the signature's business.
+pyarrow. What a value may be is the signature's business, and pictures are ``kit.images``'s.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kit.errors import InputError, MissingDependencyError, UnavailableError, install_line, nearest
-from kit.files import digest_of
 from kit.signature import Signature, Tensors
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 #: File suffix to the format it means.
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl"}
-_CHUNK_BYTES = 1 << 20
+_log = logging.getLogger("kit")
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class TableFile:
     Attributes:
         path: As the file system names it.
         name: Relative to the table, for messages and fingerprints.
-        format: A value of ``FORMATS``.
+        format: A value of ``FORMATS``, or ``image``.
         size_bytes: Its size.
     """
 
@@ -96,11 +95,13 @@ def _s3_endpoint() -> tuple[Literal["http", "https"], str | None]:
     return "http" if scheme == "http" else "https", host.rstrip("/")
 
 
-def list_files(uri: str) -> tuple[TableFile, ...]:
+def list_files(uri: str, *, formats: Mapping[str, str] = FORMATS) -> tuple[TableFile, ...]:
     """List a table's files, sorted by name.
 
     Args:
         uri: A file, a folder, or either on S3.
+        formats: File suffix to format; other files are passed over, and so are tables below a name
+            that starts with ``.`` or ``_`` and images below one that starts with ``.``.
 
     Raises:
         InputError: Nothing is there, or nothing in it is a table.
@@ -120,40 +121,30 @@ def list_files(uri: str) -> tuple[TableFile, ...]:
     files = []
     for entry in sorted(found, key=lambda item: item.path):
         name = entry.path[len(root) :].lstrip("/") or entry.base_name
-        hidden = any(part.startswith((".", "_")) for part in name.split("/"))
-        if entry.type == fs.FileType.File and not hidden and f".{entry.extension}" in FORMATS:
-            files.append(TableFile(entry.path, name, FORMATS[f".{entry.extension}"], entry.size))
+        kind = _format(entry.extension, formats)
+        marks = (".",) if kind == "image" else (".", "_")  # a class may well be called _noise
+        hidden = any(part.startswith(marks) for part in name.split("/"))
+        if entry.type == fs.FileType.File and not hidden and kind is not None:
+            files.append(TableFile(entry.path, name, kind, entry.size))
     if not files:
         if uri.startswith("s3://") and info.type == fs.FileType.NotFound:
             _require_bucket(system, uri)
         what = "does not exist" if info.type == fs.FileType.NotFound else "holds no table"
-        raise InputError(f"{uri} {what}", hint=f"name a file or folder of {', '.join(FORMATS)}")
+        if "image" in formats.values() and what == "holds no table":
+            what = "holds neither a table nor an image"
+        raise InputError(f"{uri} {what}", hint=f"name a file or folder of {', '.join(formats)}")
     return tuple(files)
 
 
-def fingerprint(uri: str) -> str:
-    """Name a table by its bytes: the same files give the same sha256, wherever they lie.
-
-    Raises:
-        InputError: Nothing is there, or a file cannot be read.
-        UnavailableError: S3 does not answer or refuses.
-    """
-    system, _ = open_file_system(uri)
-    digests = {}
-    for file in list_files(uri):
-        digest = hashlib.sha256()
-        try:
-            with system.open_input_stream(file.path) as stream:
-                while chunk := stream.read(_CHUNK_BYTES):
-                    digest.update(chunk)
-        except OSError as error:
-            raise storage_error(f"{uri} ({file.name})", error) from error
-        digests[file.name] = digest.hexdigest()
-    return digest_of(digests)
+def _format(extension: str, formats: Mapping[str, str]) -> str | None:
+    lower = formats.get(f".{extension.lower()}")
+    return lower if lower == "image" else formats.get(f".{extension}")  # cameras write .JPG
 
 
 def read_table(uri: str, *, columns: Sequence[str] | None = None, strings: Sequence[str] = ()) -> pa.Table:
     """Read a whole table into memory.
+
+    Files without rows among others are left out with a warning that names them.
 
     Args:
         uri: A file, a folder, or either on S3.
@@ -161,12 +152,25 @@ def read_table(uri: str, *, columns: Sequence[str] | None = None, strings: Seque
         strings: Columns whose cells are strings, also where a CSV or JSON file shows ``01`` or a date.
 
     Raises:
-        InputError: A file cannot be read, or the files' columns differ.
+        InputError: A file cannot be read, the files' columns differ, or all are without content.
         UnavailableError: S3 does not answer or refuses.
     """
     import pyarrow as pa
 
-    tables = [read_file(uri, file, columns=columns, strings=strings) for file in list_files(uri)]
+    files = list_files(uri)
+    read = [(file, _read_rows(uri, file, columns=columns, strings=strings)) for file in files]
+    kept = [(file, table) for file, table in read if table.num_rows]
+    empty = [file.name for file, table in read if not table.num_rows]
+    if not kept:  # their columns still make a table, which the caller may accept without rows
+        kept = [(file, table) for file, table in read if table.num_columns]
+    elif empty:
+        more = ", ..." if len(empty) > 5 else ""
+        _log.warning("skipped %d files without rows: %s%s", len(empty), ", ".join(empty[:5]), more)
+    if not kept:
+        raise InputError(f"{uri} holds no rows: {files[0].name} is empty", hint="name a table with rows")
+    for file, table in kept:
+        _require(table.column_names, columns, file)
+    tables = [table.select(list(columns)) if columns is not None else table for _, table in kept]
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -176,29 +180,57 @@ def read_table(uri: str, *, columns: Sequence[str] | None = None, strings: Seque
 def read_file(
     uri: str, file: TableFile, *, columns: Sequence[str] | None = None, strings: Sequence[str] = ()
 ) -> pa.Table:
-    """Read one file of a table; see ``read_table``."""
-    import pyarrow as pa
-    from pyarrow import csv, parquet
+    """Read one file of a table; see ``read_table``. One without any content has no columns."""
+    table = _read_rows(uri, file, columns=columns, strings=strings)
+    if not table.num_columns and not table.num_rows:
+        return table
+    _require(table.column_names, columns, file)
+    return table.select(list(columns)) if columns is not None else table
 
+
+def _read_rows(
+    uri: str, file: TableFile, *, columns: Sequence[str] | None, strings: Sequence[str]
+) -> pa.Table:
+    """Read a file; of a file without content, a table without columns."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if not file.size_bytes:
+        return pa.table({})
     system, _ = open_file_system(uri)
     with reading(uri, file):
         if file.format == "parquet":
             with parquet.ParquetFile(file.path, filesystem=system) as opened:
-                _require(opened.schema_arrow.names, columns, file)  # before the bytes are read
-                return opened.read(columns=list(columns) if columns is not None else None)
+                names = opened.schema_arrow.names
+                if opened.metadata.num_rows:
+                    _require(names, columns, file)  # before the bytes are read
+                wanted = [name for name in columns if name in names] if columns is not None else None
+                return opened.read(columns=wanted)
         with system.open_input_stream(file.path) as stream:
-            source: Any = stream  # the stubs know paths and Python files only
             if file.format == "csv":
-                options = csv.ConvertOptions(
-                    null_values=[""],
-                    strings_can_be_null=True,
-                    column_types=dict.fromkeys(strings, pa.string()),
-                )
-                table = csv.read_csv(source, convert_options=options)
-            else:
-                table = _read_jsonl(source, strings)
-    _require(table.column_names, columns, file)
-    return table.select(list(columns)) if columns is not None else table
+                return _read_csv(stream, file, strings)
+            return _read_jsonl(stream, strings)
+
+
+def _read_csv(stream: Any, file: TableFile, strings: Sequence[str]) -> pa.Table:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    options = csv.ConvertOptions(
+        null_values=[""], strings_can_be_null=True, column_types=dict.fromkeys(strings, pa.string())
+    )
+    try:
+        table = csv.read_csv(stream, convert_options=options)
+    except pa.ArrowInvalid as error:
+        if "Empty CSV file" in str(error):  # blank lines alone
+            return pa.table({})
+        raise
+    for field in table.schema:
+        if pa.types.is_binary(field.type):  # what Arrow makes of text that is not UTF-8
+            raise InputError(
+                f"{file.name}, column {field.name!r}: the text is not UTF-8", hint="save the file as UTF-8"
+            )
+    return table
 
 
 @contextlib.contextmanager
@@ -232,6 +264,8 @@ def _read_jsonl(stream: Any, strings: Sequence[str]) -> pa.Table:
     from pyarrow import json as jsonl
 
     content = stream.read()
+    if not content.strip():
+        return pa.table({})
     table = jsonl.read_json(BytesIO(content))
     # Arrow makes a timestamp of a string that looks like one. It is not told of all strings at
     # once, because it invents the columns that are not there.

@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.preparation.frame import check_transformer, expect_scalar_columns, to_features
+from jobs.exporting.converters import RULES_OPSET, register_converters
+from jobs.exporting.estimator_graph import answer_rows, estimator_graph
+from jobs.fitting.estimators import is_estimator
+from jobs.preparation.frame import check_transformer, frame_columns, steps_of, to_features
 from kit.errors import ProjectError
 from kit.signature import Signature, Tensors, TensorSpec
 
@@ -41,27 +44,32 @@ _ONNX_TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "string": 8, "b
 
 
 def python_reference(
-    network: torch.nn.Module, *, transformer: Any | None, signature: Signature
+    network: Any, *, transformer: Any | None, signature: Signature
 ) -> Callable[[Mapping[str, np.ndarray]], Tensors]:
     """Answer with the Python pipeline: what the exported graph is measured against.
 
     Args:
-        network: Trained; a copy of it is used, in evaluation mode.
+        network: Trained; a copy of it is used, in evaluation mode. Or a fitted estimator.
         transformer: Fitted, or None when the network reads the input itself.
         signature: Inputs and task.
 
     Returns:
         A function from input tensors to the task's output tensors.
     """
+
+    def read_rows(tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+        if transformer is None:
+            return np.asarray(tensors[_network_input(signature, transformer=None)])
+        return to_features(transformer, tensors, signature=signature)
+
+    if is_estimator(network):
+        return lambda tensors: answer_rows(network, read_rows(tensors), task=signature.task)
     import torch
 
     ready = _answering(network, task=signature.task)
 
     def answer(tensors: Mapping[str, np.ndarray]) -> Tensors:
-        if transformer is None:
-            read = np.asarray(tensors[_network_input(signature, transformer=None)])
-        else:
-            read = to_features(transformer, tensors, signature=signature)
+        read = read_rows(tensors)
         with torch.no_grad():
             outputs = ready(torch.tensor(read))
         return {name: output.numpy() for name, output in zip(OUTPUTS[signature.task], outputs, strict=True)}
@@ -69,7 +77,7 @@ def python_reference(
     return answer
 
 
-def export_program(network: torch.nn.Module, *, sample: np.ndarray) -> bytes:
+def export_program(network: Any, *, sample: np.ndarray) -> bytes | None:
     """Write the network alone as a torch.export program with a free number of rows.
 
     Args:
@@ -77,11 +85,14 @@ def export_program(network: torch.nn.Module, *, sample: np.ndarray) -> bytes:
         sample: What the network reads, float32, shape (n_rows, ...); only the shape is used.
 
     Returns:
-        The bytes of ``model.pt2``: reads one tensor, gives what ``forward`` gives.
+        The bytes of ``model.pt2``: reads one tensor, gives what ``forward`` gives. None for an
+        estimator, which has no such program.
 
     Raises:
         ProjectError: The network cannot be traced.
     """
+    if is_estimator(network):
+        return None
     import torch
 
     program = _trace(_evaluating(network), sample)
@@ -91,13 +102,11 @@ def export_program(network: torch.nn.Module, *, sample: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def export_onnx(
-    network: torch.nn.Module, *, transformer: Any | None, signature: Signature, sample: np.ndarray
-) -> bytes:
+def export_onnx(network: Any, *, transformer: Any | None, signature: Signature, sample: np.ndarray) -> bytes:
     """Write preprocessing and network as one ONNX graph.
 
     Args:
-        network: Trained; it is not changed.
+        network: Trained, or a fitted estimator; it is not changed.
         transformer: Fitted, or None when the network reads the signature's only input.
         signature: The graph's inputs and outputs, exactly.
         sample: What the network reads, float32, shape (n_rows, ...); only the shape is used.
@@ -114,12 +123,17 @@ def export_onnx(
     from onnx import compose
 
     name = _network_input(signature, transformer=transformer)
-    core = _network_graph(network, signature=signature, sample=sample, name=name)
+    if is_estimator(network):
+        core = estimator_graph(network, signature=signature, name=name, row_shape=sample.shape[1:])
+        core.ir_version = _IR_VERSION
+    else:
+        core = _network_graph(network, signature=signature, sample=sample, name=name)
     if transformer is None:
         model = core
     else:
         check_transformer(transformer)
-        prepared = _preprocessing_graph(transformer, signature=signature, n_features=sample.shape[1])
+        prepared = preprocessing_graph(transformer, signature=signature, n_features=sample.shape[1])
+        _raise_opset(core, like=prepared)
         model = compose.merge_models(prepared, core, io_map=[(f"prepare/{FEATURES}", FEATURES)])
         _rename(model.graph, f"prepare/{FEATURES}", FEATURES)
     _canonical(model, signature=signature, n_features=None if transformer is None else sample.shape[1])
@@ -281,14 +295,24 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _preprocessing_graph(transformer: Any, *, signature: Signature, n_features: int) -> onnx.ModelProto:
-    """Build kit tensors -> columns -> scikit-learn's steps -> ``prepare/features``."""
+def preprocessing_graph(transformer: Any, *, signature: Signature, n_features: int) -> onnx.ModelProto:
+    """Write the preprocessing alone: kit tensors, columns, scikit-learn's steps, ``prepare/features``.
+
+    Args:
+        transformer: Fitted.
+        signature: The graph's inputs.
+        n_features: Values per row that it gives.
+
+    Raises:
+        ProjectError: A step cannot be written as ONNX.
+    """
     from onnx import TensorProto, compose, helper
 
+    opset = RULES_OPSET if _holds_rule(transformer) else _OPSET
     converted = compose.add_prefix(
-        _converted(transformer, signature=signature), prefix="prepare/", rename_functions=False
+        _converted(transformer, signature=signature, opset=opset), prefix="prepare/", rename_functions=False
     )
-    columns = _columns_graph(signature)
+    columns = _columns_graph(signature, opset=opset)
     model = compose.merge_models(
         columns,
         converted,
@@ -309,17 +333,45 @@ def _preprocessing_graph(transformer: Any, *, signature: Signature, n_features: 
     return model
 
 
-def _converted(transformer: Any, *, signature: Signature) -> onnx.ModelProto:
+def _holds_rule(transformer: Any) -> bool:
+    return any(type(step).__name__ == "Matching" for _, step in steps_of(transformer, "preprocessing"))
+
+
+def _raise_opset(core: onnx.ModelProto, *, like: onnx.ModelProto) -> None:
+    """Declare the operator set of the preprocessing for the network too; two halves must name one.
+
+    Raises:
+        ProjectError: The network holds an operator whose meaning differs between the two.
+    """
+    wanted = next(entry.version for entry in like.opset_import if entry.domain == "")
+    for entry in core.opset_import:
+        if entry.domain == "" and entry.version < wanted:
+            # From 18 to 20 every other operator only gained types and optional attributes.
+            parts = (core.graph, *core.functions)
+            changed = {node.op_type for part in parts for node in part.node} & {"GridSample", "DFT"}
+            if changed:
+                raise ProjectError(
+                    f"the network uses {sorted(changed)[0]}, which cannot stand in one graph with a rule",
+                    hint="set otherwise = 'drop' for the rule, or leave the operation out of forward",
+                )
+            entry.version = wanted
+            for function in core.functions:
+                for own in function.opset_import:
+                    own.version = wanted if own.domain == "" else own.version
+
+
+def _converted(transformer: Any, *, signature: Signature, opset: int) -> onnx.ModelProto:
     """Let skl2onnx write the transformer, reading one (rows, 1) tensor per column."""
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import FloatTensorType, StringTensorType
     from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
     from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
+    register_converters()
     types = {
         column: (StringTensorType if spec.dtype == "string" else FloatTensorType)([None, 1])
         for spec in signature.inputs
-        for column in spec.columns
+        for column in frame_columns(spec)
     }
     # Converters read the frame's columns by name and order, all of them.
     read = [str(name) for name in getattr(transformer, "feature_names_in_", types)]
@@ -329,7 +381,7 @@ def _converted(transformer: Any, *, signature: Signature) -> onnx.ModelProto:
                 transformer,
                 name="prepare",
                 initial_types=[(column, types[column]) for column in read],
-                target_opset={"": _OPSET, "ai.onnx.ml": _OPSET_ML},
+                target_opset={"": opset, "ai.onnx.ml": _OPSET_ML},
                 # The default, en_US, is a locale many machines do not have installed.
                 options={CountVectorizer: {"locale": "C"}, TfidfVectorizer: {"locale": "C"}},
             )
@@ -361,17 +413,17 @@ def _converted(transformer: Any, *, signature: Signature) -> onnx.ModelProto:
     # It declares the oldest set that holds the operators it used; the halves must name the same one.
     others = [entry for entry in model.opset_import if entry.domain not in ("", "ai.onnx.ml")]
     del model.opset_import[:]
-    model.opset_import.extend([*_opsets(), *others])
+    model.opset_import.extend([*_opsets(opset), *others])
     return model
 
 
-def _opsets() -> list[Any]:
+def _opsets(opset: int) -> list[Any]:
     from onnx import helper
 
-    return [helper.make_opsetid("", _OPSET), helper.make_opsetid("ai.onnx.ml", _OPSET_ML)]
+    return [helper.make_opsetid("", opset), helper.make_opsetid("ai.onnx.ml", _OPSET_ML)]
 
 
-def _columns_graph(signature: Signature) -> onnx.ModelProto:
+def _columns_graph(signature: Signature, *, opset: int) -> onnx.ModelProto:
     """Build the head that takes the kit's tensors apart into columns of shape (rows, 1)."""
     from onnx import TensorProto, helper
 
@@ -380,7 +432,7 @@ def _columns_graph(signature: Signature) -> onnx.ModelProto:
     outputs: list[Any] = []
     constants: list[Any] = []
     for spec in signature.inputs:
-        expect_scalar_columns(spec)
+        names = frame_columns(spec)
         inputs.append(helper.make_tensor_value_info(spec.name, _ONNX_TYPES[spec.dtype], _dims(spec)))
         head = f"columns/{spec.name}"
         kind = TensorProto.STRING if spec.dtype == "string" else TensorProto.FLOAT
@@ -390,9 +442,9 @@ def _columns_graph(signature: Signature) -> onnx.ModelProto:
             current = f"{head}/cast"
         shape = [-1, spec.row_size]
         constants.append(helper.make_tensor(f"{head}/shape", TensorProto.INT64, [2], shape))
-        flat = [f"{head}/flat"] if spec.row_size > 1 else [f"prepare/column/{spec.columns[0]}"]
+        flat = [f"{head}/flat"] if spec.row_size > 1 else [f"prepare/column/{names[0]}"]
         nodes.append(helper.make_node("Reshape", [current, f"{head}/shape"], flat, name=f"{head}/flat"))
-        columns = [f"prepare/column/{column}" for column in spec.columns]
+        columns = [f"prepare/column/{column}" for column in names]
         if spec.row_size > 1:
             nodes.append(
                 helper.make_node(
@@ -401,7 +453,7 @@ def _columns_graph(signature: Signature) -> onnx.ModelProto:
             )
         outputs.extend(helper.make_tensor_value_info(column, kind, ["batch", 1]) for column in columns)
     graph = helper.make_graph(nodes, "columns", inputs, outputs, initializer=constants)
-    return helper.make_model(graph, opset_imports=_opsets(), ir_version=_IR_VERSION)
+    return helper.make_model(graph, opset_imports=_opsets(opset), ir_version=_IR_VERSION)
 
 
 def _dims(spec: TensorSpec) -> list[str | int]:

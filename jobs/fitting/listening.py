@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,9 +18,14 @@ _log = logging.getLogger("kit")
 
 
 @contextmanager
-def listening() -> Iterator[Any]:
-    """Log each epoch as it is reported: an actor collects, a thread of the driver asks it."""
+def listening(hear: Callable[[dict[str, Any]], object] | None = None) -> Iterator[Any]:
+    """Log each epoch as it is reported: an actor collects, a thread of the driver asks it.
+
+    Args:
+        hear: Told of each epoch as well, in that thread.
+    """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     class Listener:
         def __init__(self) -> None:
@@ -41,7 +46,9 @@ def listening() -> Iterator[Any]:
         async def refusal(self) -> KitError | None:
             return self.refused
 
-    listener: Any = ray.remote(num_cpus=0)(Listener).remote()
+    # On the driver's machine: a worker's may be taken away.
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    listener: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Listener).remote()
 
     def follow() -> None:
         try:
@@ -50,6 +57,8 @@ def listening() -> Iterator[Any]:
                     "epoch %(epoch)d: train loss %(train_loss).4f, validation loss %(validation_loss).4f",
                     figures,
                 )
+                if hear is not None:
+                    hear(figures)
         except ray.exceptions.RayError:
             _log.debug("the listener is gone; later epochs are not shown")
 

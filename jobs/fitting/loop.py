@@ -1,23 +1,20 @@
-"""The training loop over arrays: what one worker does, whoever runs it.
+"""What the training loop is told and what it gives back; the loop itself is ``jobs.fitting.trainer``.
 
-Gets a network and arrays, gives back weights and figures through what its caller hands it. It
-knows nothing of Ray, tables, registries or exports. Torch is imported when a trainer is made.
+Only values: nothing here trains, and nothing knows of Ray.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from io import BytesIO
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from kit.errors import InputError
+from jobs.fitting.losses import ClassWeights, class_weights_of
+from jobs.fitting.memory import OutOfMemoryError, out_of_memory
+from kit.errors import SettingsError
 from kit.project import Project
 from kit.settings import TrainSettings
 
@@ -36,6 +33,10 @@ class FitConfig:
     Attributes:
         folder: The project's folder; where it does not exist, the working folder is used.
         n_classes: How many classes; 0 for regression.
+        class_weights: ``balanced``, or one weight per class; empty for none.
+        teacher_weight: Share of a teacher's answers in the loss, from 0 to 1.
+        temperature: Softness of the teacher's answers, above 0; 1 leaves them as they are.
+        whole_step: Rows per step and worker when ``batch_size`` had to shrink; 0 when it has not.
         epochs ... checkpoint_interval_s: As in ``TrainSettings``.
     """
 
@@ -49,20 +50,87 @@ class FitConfig:
     seed: int
     threads: int
     checkpoint_interval_s: float = 2.0
+    accumulation_steps: int = 1
+    optimizer: str = "adamw"
+    momentum: float = 0.9
+    schedule: str = "constant"
+    warmup_epochs: int = 0
+    clip_norm: float | None = None
+    precision: str = "float32"
+    gradient_checkpointing: bool = False
+    class_weights: ClassWeights = ()
+    device: str = "auto"
+    auto_batch: bool = False
+    teacher_weight: float = 0.0
+    temperature: float = 1.0
+    whole_step: int = 0
 
     @classmethod
-    def of(cls, settings: TrainSettings, *, project: Project, n_classes: int, **changes: Any) -> FitConfig:
+    def of(
+        cls,
+        settings: TrainSettings,
+        *,
+        project: Project,
+        n_classes: int,
+        classes: Sequence[int | str] = (),
+        **changes: Any,
+    ) -> FitConfig:
         """Take what the loop needs from the settings of train.
 
         Args:
             settings: Of train.
             project: Whose folder holds the factory.
             n_classes: How many classes; 0 for regression.
+            classes: Their names, in the order of the labels; needed where ``class_weights`` names them.
             changes: Stand in for settings of the same name.
+
+        Raises:
+            SettingsError: ``class_weights`` do not fit the classes; fp16 is to run on a CPU.
         """
         shared = cls.__dataclass_fields__.keys() & TrainSettings.model_fields.keys()
         values = {name: getattr(settings, name) for name in shared} | changes
-        return cls(folder=str(project.folder), n_classes=n_classes, **values)
+        weights = class_weights_of(values.pop("class_weights"), n_classes=n_classes, classes=classes)
+        fit = cls(folder=str(project.folder), n_classes=n_classes, class_weights=weights, **values)
+        if fit.device == "cpu":
+            fit.check_precision("cpu")
+        return fit
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of one worker in one step."""
+        return self.whole_step or self.batch_size * self.accumulation_steps
+
+    def check_precision(self, device: str) -> None:
+        """Refuse fp16 on a CPU, which would be slow and has no scaler.
+
+        Args:
+            device: ``cpu`` or ``cuda``.
+
+        Raises:
+            SettingsError: The precision is fp16 and the device is a CPU.
+        """
+        if self.precision == "fp16" and device == "cpu":
+            raise SettingsError(
+                "precision = fp16 needs a GPU, and this training runs on CPUs", hint="set precision to bf16"
+            )
+
+    def with_batch(self, batch_size: int) -> FitConfig:
+        """Give the same training in smaller batches: a step still takes as many rows."""
+        rows = self.rows_per_step
+        steps = math.ceil(rows / batch_size)
+        return replace(self, batch_size=batch_size, accumulation_steps=steps, whole_step=rows)
+
+    def halved(self) -> FitConfig | None:
+        """Give the same training in batches of half the size; None where one row is left, or nobody asked."""
+        return self.with_batch(self.batch_size // 2) if self.auto_batch and self.batch_size > 1 else None
+
+    def out_of_memory(self) -> OutOfMemoryError:
+        """Say that memory ran out with this batch."""
+        return out_of_memory(
+            batch_size=self.batch_size,
+            gradient_checkpointing=self.gradient_checkpointing,
+            auto_batch=self.auto_batch,
+        )
 
 
 @dataclass
@@ -73,20 +141,42 @@ class Epoch:
         epoch: From 1.
         train_loss: Mean loss over the training rows.
         validation_loss: Mean loss over the validation rows.
+        seconds: How long it took, validation included.
     """
 
     epoch: int
     train_loss: float
     validation_loss: float
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass
-class _Progress:
+class Progress:
+    """How far a training has come.
+
+    Attributes:
+        epochs: Those that are done.
+        best_epoch: Whose validation loss is the smallest, from 1; 0 before the first.
+        rows_done: Training rows passed in the epoch after them, by all workers.
+        totals: Sum of the loss over those, by worker.
+        seconds: Spent in that epoch.
+    """
+
     epochs: list[Epoch] = field(default_factory=list)
     best_epoch: int = 0
+    rows_done: int = 0
+    totals: list[float] = field(default_factory=list, compare=False)
+    seconds: float = field(default=0.0, compare=False)
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Any]) -> Progress:
+        """Read what a checkpoint says."""
+        values = {name: kept[name] for name in cls.__dataclass_fields__}
+        return cls(**values | {"epochs": [Epoch(**each) for each in kept["epochs"]]})
 
     @property
     def best_loss(self) -> float:
+        """The smallest validation loss so far; infinite before the first epoch."""
         return self.epochs[self.best_epoch - 1].validation_loss if self.best_epoch else math.inf
 
 
@@ -98,11 +188,14 @@ class Fitted:
         model: A ``torch.nn.Module`` with its best weights, on the CPU, or a fitted estimator.
         epochs: Figures of each epoch; empty for an estimator.
         best_epoch: Whose weights were kept, from 1; 0 for an estimator.
+        used: What it ran with in the end, where that can differ from what was asked for: ``batch_size``,
+            ``accumulation_steps``, ``workers``, ``device``; empty for an estimator.
     """
 
     model: Any
     epochs: tuple[Epoch, ...]
     best_epoch: int
+    used: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_fitted(network: torch.nn.Module, folder: Path) -> Fitted:
@@ -114,162 +207,8 @@ def read_fitted(network: torch.nn.Module, folder: Path) -> Fitted:
     """
     import torch
 
-    network.load_state_dict(torch.load(folder / BEST, weights_only=True))
+    network.load_state_dict(torch.load(folder / BEST, weights_only=True, map_location="cpu"))
     kept = json.loads((folder / PROGRESS).read_text())
-    return Fitted(network, tuple(Epoch(**each) for each in kept["epochs"]), kept["best_epoch"])
-
-
-class Trainer:
-    """One worker's network, optimizer and place in the training."""
-
-    def __init__(
-        self,
-        network: torch.nn.Module,
-        fit: FitConfig,
-        arrays: dict[str, np.ndarray],
-        *,
-        device: Any,
-        rank: int,
-        world: int,
-    ) -> None:
-        import torch
-
-        self.network = network
-        self.fit = fit
-        self.optimizer = torch.optim.AdamW(
-            network.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay
-        )
-        self.loss: Callable[..., torch.Tensor] = (
-            torch.nn.functional.cross_entropy if fit.n_classes else torch.nn.functional.mse_loss
-        )
-        self.rank, self.world, self.device = rank, world, device
-        self.data = {
-            name: torch.from_numpy(np.array(array)).to(device)  # a copy: Ray's arrays are read-only
-            for name, array in arrays.items()
-        }
-        self.progress = _Progress()
-        self.best: dict[str, torch.Tensor] = {}
-
-    @property
-    def plain(self) -> torch.nn.Module:
-        """The network without the wrapper data-parallel training puts around it."""
-        inner: torch.nn.Module = getattr(self.network, "module", self.network)
-        return inner
-
-    def resume(self, folder: Path) -> None:
-        """Go on where the checkpoint in a folder stood; see ``save``."""
-        import torch
-
-        state = torch.load(folder / WEIGHTS, weights_only=True)
-        self.best = torch.load(folder / BEST, weights_only=True)
-        kept = json.loads((folder / PROGRESS).read_text())
-        self.plain.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.progress = _Progress([Epoch(**each) for each in kept["epochs"]], kept["best_epoch"])
-
-    def finished(self) -> bool:
-        """Say whether the last epoch is done or patience has run out."""
-        done = len(self.progress.epochs)
-        return done >= self.fit.epochs or done - self.progress.best_epoch >= self.fit.patience_epochs
-
-    def run(
-        self,
-        *,
-        hear: Callable[[dict[str, Any]], Any],
-        keep: Callable[[], None],
-        interval_s: float,
-    ) -> None:
-        """Train until finished.
-
-        Args:
-            hear: Told of each epoch by the first worker.
-            keep: Called on every worker at the same epochs: when ``interval_s`` have passed on any of
-                them since the last time, and at the end.
-            interval_s: Time between checkpoints.
-
-        Raises:
-            InputError: A loss is not finite.
-        """
-        kept_at_s = time.monotonic()
-        while not self.finished():
-            epoch = len(self.progress.epochs) + 1
-            due = time.monotonic() - kept_at_s >= interval_s
-            train_loss, validation_loss, n_due = self._agreed(self._pass(epoch), self._validate(), float(due))
-            figures = Epoch(epoch, train_loss / self.world, validation_loss / self.world)
-            if not (math.isfinite(train_loss) and math.isfinite(validation_loss)):
-                raise InputError(
-                    f"training diverged: the loss of epoch {epoch} is not finite",
-                    hint=f"lower learning_rate (now {self.fit.learning_rate:g}), or scale the inputs",
-                )
-            self._note(figures)
-            if self.rank == 0:
-                hear(asdict(figures))
-            if n_due or self.finished():
-                keep()
-                kept_at_s = time.monotonic()
-
-    def _note(self, figures: Epoch) -> None:
-        better = figures.validation_loss < self.progress.best_loss
-        self.progress.epochs.append(figures)
-        if better:
-            self.progress.best_epoch = figures.epoch
-            self.best = {
-                name: value.detach().cpu().clone() for name, value in self.plain.state_dict().items()
-            }
-
-    def save(self, folder: Path) -> None:
-        """Write what ``resume`` reads: weights, the best weights, the optimizer, the figures."""
-        import torch
-
-        state = {"network": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()}
-        for name, content in ((WEIGHTS, state), (BEST, self.best)):
-            packed = BytesIO()  # written by Python, which tells a full disk from other failures
-            torch.save(content, packed)
-            (folder / name).write_bytes(packed.getvalue())
-        (folder / PROGRESS).write_text(json.dumps(asdict(self.progress)))
-
-    def _pass(self, epoch: int) -> float:
-        """One pass over this worker's share of the rows, in an order that depends on seed and epoch."""
-        import torch
-
-        torch.manual_seed(self.fit.seed * 100_003 + epoch)  # dropout: the same after a resume
-        order = np.random.default_rng([self.fit.seed, epoch]).permutation(len(self.data["train_x"]))
-        share = len(order) // self.world  # equal, so that every worker takes as many steps
-        mine = torch.from_numpy(order[self.rank * share : (self.rank + 1) * share])
-        self.network.train()
-        total = 0.0
-        for start in range(0, len(mine), self.fit.batch_size):
-            rows = mine[start : start + self.fit.batch_size]
-            if len(rows) < 2 <= len(mine):  # batch normalisation cannot learn from one row
-                continue
-            loss = self._loss(self.data["train_x"][rows], self.data["train_y"][rows])
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            self.optimizer.step()
-            total += float(loss.detach()) * len(rows)
-        return total / max(len(mine), 1)
-
-    def _validate(self) -> float:
-        import torch
-
-        self.network.eval()
-        total, n_rows = 0.0, len(self.data["validation_x"])
-        with torch.no_grad():
-            for start in range(0, n_rows, 4096):
-                x = self.data["validation_x"][start : start + 4096]
-                total += float(self._loss(x, self.data["validation_y"][start : start + 4096])) * len(x)
-        return total / n_rows
-
-    def _loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        answer = self.network(x)
-        return self.loss(answer.reshape(y.shape) if y.is_floating_point() else answer, y)
-
-    def _agreed(self, *figures: float) -> list[float]:
-        """Sum figures over the workers, so that every one decides alike."""
-        if self.world == 1:
-            return list(figures)
-        import torch
-
-        summed = torch.tensor(figures, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(summed)
-        return [float(figure) for figure in summed]
+    progress = Progress.of(kept)
+    used = {name: value for name, value in kept.items() if name not in Progress.__dataclass_fields__}
+    return Fitted(network, tuple(progress.epochs), progress.best_epoch, used)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,11 @@ import numpy as np
 
 from jobs.cluster import check_room, connected, is_disk_full, translated
 from jobs.fitting.listening import disk_full, listening, refused
-from jobs.fitting.loop import FitConfig, Fitted, Trainer, read_fitted
-from kit.errors import InputError, KitError
+from jobs.fitting.local import Build, device_here, settle
+from jobs.fitting.loop import FitConfig, Fitted, read_fitted
+from jobs.fitting.memory import OutOfMemoryError, compute_twice, is_out_of_memory, keeps_only_averages
+from jobs.fitting.trainer import Trainer
+from kit.errors import InputError, KitError, SettingsError
 from kit.project import Project
 from kit.settings import TrainSettings
 
@@ -28,9 +33,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("kit")
 _MAX_FAILURES = 3
-
-#: Makes the network, in every worker and once more where the weights are read back.
-Build = Callable[[Project], "torch.nn.Module"]
 
 
 def fit_on_workers(
@@ -42,31 +44,39 @@ def fit_on_workers(
     build: Build,
     storage: Path,
     identity: str,
+    hear: Callable[[dict[str, Any]], object] | None = None,
 ) -> Fitted:
     """Train on Ray Train; a run of the same identity that was interrupted goes on.
 
     Args:
         project: Travels to the workers.
         settings: Workers, threads, where to run, whether to resume.
-        arrays: ``train_x``, ``train_y``, ``validation_x``, ``validation_y``, rows first.
+        arrays: ``train_x``, ``train_y``, ``validation_x``, ``validation_y``, rows first, and
+            ``train_teacher`` where ``fit.teacher_weight`` is above 0.
         fit: What the loop needs to know.
         build: Makes the network from the project.
         storage: Folder of checkpoints, shared by every node.
         identity: Names the run in it.
+        hear: Told of each epoch, in a thread of this process; see ``fit_here``.
 
     Raises:
-        InputError: The project or a setting breaks a rule; training diverged.
+        InputError: The project or a setting breaks a rule; training diverged, or memory ran out.
         UnavailableError: The cluster or the disk fails.
     """
+    if settings.address is None:
+        device_here(fit)  # what this machine cannot do is refused before Ray starts
     if not settings.resume:
         shutil.rmtree(storage / identity, ignore_errors=True)
     elif (storage / identity).exists():
         _log.info("continuing the interrupted run %s", identity)
     with connected(settings.address, project=project):
+        run = partial(
+            _run_trainer, arrays, settings, build=build, hear=hear, storage=storage, identity=identity
+        )
         try:
-            checkpoint = _run_trainer(
-                {"fit": fit, "build": build}, arrays, settings, storage=storage, identity=identity
-            )
+            checkpoint = _with_room(run, fit)
+        except OutOfMemoryError:  # with --auto-batch it may go on from here
+            raise
         except InputError:  # nothing to continue: something has to be changed first
             shutil.rmtree(storage / identity, ignore_errors=True)
             raise
@@ -74,16 +84,34 @@ def fit_on_workers(
             return read_fitted(build(project), Path(folder))
 
 
+def _with_room(run: Callable[[FitConfig], Any], fit: FitConfig) -> Any:
+    """Run a fit, in ever smaller batches where memory runs out and ``auto_batch`` is set."""
+    while True:
+        try:
+            return run(fit)
+        except Exception as error:  # Ray's memory monitor kills a worker, which has many shapes
+            if not is_out_of_memory(error):
+                raise
+            smaller = fit.halved()
+            if smaller is None:
+                raise error if isinstance(error, OutOfMemoryError) else fit.out_of_memory() from error
+            said = error.message if isinstance(error, OutOfMemoryError) else fit.out_of_memory().message
+        _log.info("%s; going on with %d", said, smaller.batch_size)
+        fit = smaller
+
+
 def _run_trainer(
-    config: dict[str, Any],
     arrays: Mapping[str, np.ndarray],
     settings: TrainSettings,
+    fit: FitConfig,
     *,
+    build: Build,
+    hear: Callable[[dict[str, Any]], object] | None,
     storage: Path,
     identity: str,
 ) -> Any:
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig
     from ray.train.torch import TorchTrainer
 
     class Interruptible(TorchTrainer):
@@ -94,14 +122,21 @@ def _run_trainer(
 
     for name in ("ray.train", "ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    check_room(settings.workers, threads=settings.threads, address=settings.address)
-    with listening() as listener, refused(listener), translated():
+    fewest = settings.min_workers or settings.workers
+    check_room(fewest, threads=settings.threads, address=settings.address)
+    scaling = _scaling(settings, fit)
+    with listening(hear) as listener, refused(listener), translated():
+        config = {
+            "fit": fit,
+            "build": build,
+            "arrays": ray.put(dict(arrays)),
+            "listener": listener,
+            "watched": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0",
+        }
         trainer = Interruptible(
             _work,
-            train_loop_config={**config, "arrays": ray.put(dict(arrays)), "listener": listener},
-            scaling_config=ScalingConfig(
-                num_workers=settings.workers, resources_per_worker={"CPU": settings.threads}
-            ),
+            train_loop_config=config,
+            scaling_config=scaling,
             run_config=RunConfig(
                 name=identity,
                 storage_path=str(storage),
@@ -115,6 +150,30 @@ def _run_trainer(
     return result.checkpoint
 
 
+def _scaling(settings: TrainSettings, fit: FitConfig) -> Any:
+    """Say how many workers there are and what each of them takes.
+
+    Raises:
+        SettingsError: GPUs are asked for and this machine has too few; fp16 is to run on CPUs.
+    """
+    import ray
+    from ray.train import ScalingConfig
+
+    fewest = settings.min_workers or settings.workers
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's gap
+    n_gpus = int(resources.get("GPU", 0))
+    on_gpus = fit.device == "cuda" or (fit.device == "auto" and n_gpus >= fewest)
+    if on_gpus and n_gpus < fewest and settings.address is None:
+        raise SettingsError(
+            f"workers = {fewest}, but this machine has {n_gpus} GPUs",
+            hint=f"set workers to {max(n_gpus, 1)} or less",
+        )
+    fit.check_precision("cuda" if on_gpus else "cpu")
+    each = {"CPU": settings.threads} | ({"GPU": 1} if on_gpus else {})
+    workers: Any = settings.workers if settings.min_workers is None else (fewest, settings.workers)
+    return ScalingConfig(num_workers=workers, use_gpu=on_gpus, resources_per_worker=each)
+
+
 def _work(config: dict[str, Any]) -> None:
     """Train on this worker; Ray Train calls it on each.
 
@@ -123,7 +182,8 @@ def _work(config: dict[str, Any]) -> None:
 
     Args:
         config: ``fit`` (a FitConfig), ``build``, ``arrays`` (a reference to train and validation
-            arrays) and ``listener`` (an actor that hears of each epoch and of a refusal).
+            arrays), ``listener`` (an actor that hears of each epoch and of a refusal) and
+            ``watched`` (whether somebody would say that this machine is taken away).
     """
     import ray
 
@@ -131,34 +191,39 @@ def _work(config: dict[str, Any]) -> None:
     if ray.get(listener.refusal.remote()) is not None:
         return
     try:
-        _train(config["fit"], config["build"], ray.get(config["arrays"]), listener=listener)
+        _train(config)
     except KitError as error:
         ray.get(listener.refuse.remote(error))
         raise
     except Exception as error:  # torch, pyarrow and Ray each wrap the system's error in their own
-        if not is_disk_full(error):
+        refusal: KitError | None = None
+        if is_disk_full(error):
+            refusal = disk_full()
+        elif is_out_of_memory(error):  # outside a step: the network itself, or the rows
+            refusal = config["fit"].out_of_memory()
+        if refusal is None:
             raise
-        refusal = disk_full()
         ray.get(listener.refuse.remote(refusal))
         raise refusal from error
 
 
-def _train(fit: FitConfig, build: Build, arrays: dict[str, np.ndarray], *, listener: Any) -> None:
+def _train(config: dict[str, Any]) -> None:
     import ray
     import torch
     from ray import train
-    from ray.train.torch import get_device, prepare_model
+    from ray.train.torch import get_device
 
-    torch.set_num_threads(fit.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    fit: FitConfig = config["fit"]
+    listener = config["listener"]
+    settle(fit)
     torch.manual_seed(fit.seed)
     folder = Path(fit.folder)
     project = Project.open(folder if folder.is_dir() else Path.cwd())
     context = train.get_context()
     trainer = Trainer(
-        prepare_model(build(project)),
+        _spread(config["build"](project), fit),
         fit,
-        arrays,
+        ray.get(config["arrays"]),
         device=get_device(),
         rank=context.get_world_rank(),
         world=context.get_world_size(),
@@ -174,9 +239,47 @@ def _train(fit: FitConfig, build: Build, arrays: dict[str, np.ndarray], *, liste
             ray.get(told)  # an asynchronous actor may take two calls in either order
         told[:] = [listener.hear.remote(figures)]
 
-    trainer.run(hear=tell, keep=lambda: _report(trainer), interval_s=fit.checkpoint_interval_s)
+    trainer.run(
+        hear=tell,
+        keep=lambda: _report(trainer),
+        interval_s=fit.checkpoint_interval_s,
+        noticed=_notices() if config["watched"] else None,
+    )
     with contextlib.suppress(ray.exceptions.RayError):
         ray.get(told)
+
+
+def _spread(network: torch.nn.Module, fit: FitConfig) -> torch.nn.Module:
+    """Put a network on this worker's device and, where there are several workers, average its gradients."""
+    from ray.train.torch import prepare_model
+
+    if fit.gradient_checkpointing:
+        compute_twice(network)
+    # Running averages are sent before validation instead of before every step: the steps do not read them.
+    spread: torch.nn.Module = prepare_model(
+        network,
+        parallel_strategy_kwargs={
+            "gradient_as_bucket_view": True,
+            "broadcast_buffers": not keeps_only_averages(network),
+        },
+    )
+    return spread
+
+
+def _notices() -> Callable[[], bool]:
+    """Give a question that is answered once for every notice that a machine is to be taken away."""
+    from ray import train
+
+    seen: set[str] = set()
+
+    def noticed() -> bool:
+        notice = train.get_preemption_info()  # every worker waits here for the others
+        if notice is None or repr(notice) in seen:
+            return False
+        seen.add(repr(notice))
+        return True
+
+    return noticed
 
 
 def _report(trainer: Trainer) -> None:
@@ -188,4 +291,5 @@ def _report(trainer: Trainer) -> None:
         if trainer.rank == 0:
             trainer.save(Path(folder))
             checkpoint = train.Checkpoint.from_directory(folder)
-        train.report(asdict(trainer.progress.epochs[-1]), checkpoint=checkpoint)
+        epochs = trainer.progress.epochs
+        train.report(asdict(epochs[-1]) if epochs else {}, checkpoint=checkpoint)

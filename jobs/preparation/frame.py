@@ -1,18 +1,17 @@
-"""scikit-learn preprocessing: what the kit feeds it, refuses in it, and carries away as data.
+"""scikit-learn preprocessing: what the kit feeds it, and what it refuses in it.
 
 It knows nothing of networks or ONNX files; ``jobs.exporting.graph`` joins the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kit.errors import ProjectError
 from kit.signature import Signature, TensorSpec
-from kit.steps import Block, Steps
 
 if TYPE_CHECKING:
     import pandas
@@ -25,25 +24,21 @@ def to_frame(tensors: Mapping[str, np.ndarray], *, signature: Signature) -> pand
 
     Args:
         tensors: The signature's inputs, shape (n_rows, ...) each.
-        signature: Names the columns; every input must be made of scalar columns.
+        signature: Names the columns.
 
     Returns:
-        One column per table column: float32 for numbers and booleans, objects of str for
-        strings. float32 on purpose: the graph computes in it, and scikit-learn follows the
-        dtype it is given.
-
-    Raises:
-        ProjectError: An input is made of a list column.
+        One column per value, named by ``frame_columns``: float32 for numbers and booleans, objects
+        of str for strings. float32 on purpose: the graph computes in it, and scikit-learn follows
+        the dtype it is given.
     """
     import pandas
 
     columns: dict[str, np.ndarray] = {}
     for spec in signature.inputs:
-        expect_scalar_columns(spec)
         array = np.asarray(tensors[spec.name])
         flat = array.reshape(len(array), spec.row_size)
         dtype = object if spec.dtype == "string" else np.float32
-        for index, column in enumerate(spec.columns):
+        for index, column in enumerate(frame_columns(spec)):
             columns[column] = flat[:, index].astype(dtype)
     # dtype=object on strings: pandas would otherwise pick its own string type, whose missing value is NaN.
     return pandas.DataFrame(
@@ -85,18 +80,11 @@ def to_features(transformer: Any, tensors: Mapping[str, np.ndarray], *, signatur
     return features
 
 
-def expect_scalar_columns(spec: TensorSpec) -> None:
-    """Refuse an input that has no table column of its own for every value.
-
-    Raises:
-        ProjectError: The input is made of a list column.
-    """
-    if len(spec.columns) != spec.row_size:
-        raise ProjectError(
-            f"input {spec.name!r} is made of {len(spec.columns)} columns for {spec.row_size} values; "
-            "scikit-learn preprocessing needs one table column per value",
-            hint="name one scalar column per value, or drop the preprocessing",
-        )
+def frame_columns(spec: TensorSpec) -> tuple[str, ...]:
+    """Name the frame's columns for an input: its table columns, or ``name[0]``, ... for a list."""
+    if len(spec.columns) == spec.row_size:
+        return spec.columns
+    return tuple(f"{spec.columns[0]}[{index}]" for index in range(spec.row_size))
 
 
 def check_transformer(transformer: Any) -> None:
@@ -110,7 +98,7 @@ def check_transformer(transformer: Any) -> None:
     Raises:
         ProjectError: Names the step and what to use instead.
     """
-    for path, step in _steps_of(transformer, "preprocessing"):
+    for path, step in steps_of(transformer, "preprocessing"):
         kind = type(step).__name__
         complaint: tuple[str, str] | None = None
         if getattr(step, "add_indicator", False):
@@ -148,49 +136,8 @@ _NO_CONVERTER = {
 }
 
 
-def fitted_steps(transformer: Any, *, signature: Signature) -> Steps | None:
-    """Write a fitted transformer as data, where all of its steps are ones the kit can run.
-
-    Args:
-        transformer: Fitted on the frame of ``to_frame``.
-        signature: Names the columns.
-
-    Returns:
-        The steps, or None when one of them has no counterpart in ``kit.steps``.
-
-    Raises:
-        ProjectError: A step is one that ``check_transformer`` refuses.
-    """
-    from sklearn.compose import ColumnTransformer
-
-    check_transformer(transformer)
-    places = {
-        column: (spec.name, index, "string" if spec.dtype == "string" else "number")
-        for spec in signature.inputs
-        for index, column in enumerate(spec.columns)
-    }
-    if isinstance(transformer, ColumnTransformer):
-        names = [str(name) for name in transformer.feature_names_in_]
-        parts = [(step, _chosen(chosen, names)) for _, step, chosen in transformer.transformers_]
-    else:
-        parts = [(transformer, list(places))]
-    blocks: list[Block] = []
-    for step, chosen in parts:
-        if not chosen or (isinstance(step, str) and step == "drop"):
-            continue
-        block = _fitted_block(step, [places[column] for column in chosen])
-        if block is None:
-            return None
-        blocks.append(block)
-    if not blocks:
-        return None
-    # One trip through JSON types now, so what is written is what was checked.
-    unchecked = Steps(blocks=tuple(blocks), n_features=_n_features(blocks))
-    return Steps.from_json(unchecked.to_json())
-
-
-def _steps_of(step: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Walk a transformer's parts, fitted or not, with the name a user gave each."""
+def steps_of(step: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Walk a transformer's parts, fitted or not, with the name a user gave each, itself first."""
     yield path, step
     if hasattr(step, "transformers"):
         parts = [(name, part) for name, part, _ in step.transformers]
@@ -199,141 +146,4 @@ def _steps_of(step: Any, path: str) -> Iterator[tuple[str, Any]]:
         parts = list(getattr(step, "steps", ())) + list(getattr(step, "transformer_list", ()))
     for name, part in parts:
         if part is not None and not isinstance(part, str):
-            yield from _steps_of(part, f"{path}.{name}")
-
-
-def _chosen(chosen: Any, names: list[str]) -> list[str]:
-    if isinstance(chosen, str):
-        return [chosen]
-    if isinstance(chosen, slice):
-        return names[chosen]
-    listed = list(chosen)
-    if listed and isinstance(listed[0], (bool, np.bool_)):
-        return [name for name, keep in zip(names, listed, strict=True) if keep]
-    return [item if isinstance(item, str) else names[int(item)] for item in listed]
-
-
-def _fitted_block(step: Any, places: list[tuple[str, int, str]]) -> Block | None:
-    kinds = {kind for _, _, kind in places}
-    parts = [part for _, part in step.steps] if hasattr(step, "steps") else [step]
-    if len(kinds) != 1:
-        return None
-    kind = kinds.pop()
-    operations: list[dict[str, Any]] = []
-    for part in parts:
-        if _does_nothing(part):
-            continue
-        converter = _OPERATIONS.get(type(part).__name__)
-        operation = converter(part, kind) if converter else None
-        if operation is None or (operations and operations[-1]["op"] in ("one_hot", "ordinal", "bins")):
-            return None
-        operations.append(operation)
-    if kind == "string" and (not operations or operations[-1]["op"] == "impute"):
-        return None
-    columns = tuple((name, index) for name, index, _ in places)
-    return Block(kind=kind, columns=columns, operations=tuple(operations))
-
-
-def _does_nothing(step: Any) -> bool:
-    if step is None or isinstance(step, str):  # "passthrough" as a user writes it
-        return True
-    return type(step).__name__ == "FunctionTransformer" and step.func is None  # and as it is fitted
-
-
-def _n_features(blocks: list[Block]) -> int:
-    total = 0
-    for block in blocks:
-        last = block.operations[-1] if block.operations else {"op": ""}
-        if last["op"] == "one_hot":
-            total += sum(len(categories) for categories in last["categories"])
-        elif last["op"] == "bins" and last["one_hot"]:
-            total += sum(len(edges) + 1 for edges in last["edges"])
-        else:
-            total += len(block.columns)
-    return total
-
-
-def _imputer(step: Any, kind: str) -> dict[str, Any] | None:
-    values = [_plain(value, kind) for value in step.statistics_]
-    missing = step.missing_values
-    is_nan = isinstance(missing, float) and np.isnan(missing)
-    if any(value is None for value in values):  # a column without any value: scikit-learn drops it
-        return None
-    if kind == "string" and not isinstance(missing, str):
-        return None
-    return {"op": "impute", "missing": None if is_nan else _plain(missing, kind), "values": values}
-
-
-def _standard(step: Any, kind: str) -> dict[str, Any] | None:
-    # Unlike its relatives this one rounds what it learned to the data's dtype before using it.
-    mean = None if step.mean_ is None or not step.with_mean else np.float32(step.mean_)
-    scale = None if step.scale_ is None else np.float32(step.scale_)
-    return _scaling(step.n_features_in_, mean, scale)
-
-
-def _robust(step: Any, kind: str) -> dict[str, Any] | None:
-    return _scaling(step.n_features_in_, step.center_, step.scale_)
-
-
-def _scaling(n_columns: int, subtract: Any, divide: Any) -> dict[str, Any]:
-    return {
-        "op": "scale",
-        "subtract": _floats(np.zeros(n_columns) if subtract is None else subtract),
-        "divide": _floats(np.ones(n_columns) if divide is None else divide),
-    }
-
-
-def _min_max(step: Any, kind: str) -> dict[str, Any] | None:
-    clip = [float(bound) for bound in step.feature_range] if step.clip else None
-    return {"op": "affine", "multiply": _floats(step.scale_), "add": _floats(step.min_), "clip": clip}
-
-
-def _one_hot(step: Any, kind: str) -> dict[str, Any] | None:
-    if getattr(step, "infrequent_categories_", None) or getattr(step, "_infrequent_enabled", False):
-        return None
-    categories = [[_plain(value, kind) for value in known] for known in step.categories_]
-    if any(value is None for known in categories for value in known):
-        return None
-    if step.drop_idx_ is not None:  # a dropped category is all zeros, like an unseen one
-        for known, index in zip(categories, step.drop_idx_, strict=True):
-            if index is not None:
-                del known[int(index)]
-    return {"op": "one_hot", "categories": categories}
-
-
-def _ordinal(step: Any, kind: str) -> dict[str, Any] | None:
-    if getattr(step, "_infrequent_enabled", False):
-        return None
-    categories = [[_plain(value, kind) for value in known] for known in step.categories_]
-    if any(value is None for known in categories for value in known):
-        return None
-    return {"op": "ordinal", "categories": categories, "unknown": _plain(step.unknown_value, "number")}
-
-
-def _bins(step: Any, kind: str) -> dict[str, Any] | None:
-    edges = [_floats(column[1:-1]) for column in step.bin_edges_]
-    return {"op": "bins", "edges": edges, "one_hot": step.encode != "ordinal"}
-
-
-_OPERATIONS: dict[str, Callable[[Any, str], dict[str, Any] | None]] = {
-    "SimpleImputer": _imputer,
-    "StandardScaler": _standard,
-    "RobustScaler": _robust,
-    "MinMaxScaler": _min_max,
-    "OneHotEncoder": _one_hot,
-    "OrdinalEncoder": _ordinal,
-    "KBinsDiscretizer": _bins,
-}
-
-
-def _plain(value: Any, kind: str) -> float | str | None:
-    """Turn a fitted value into a JSON one; None for what JSON or the kind cannot hold."""
-    if kind == "string":
-        return value if isinstance(value, str) else None
-    if isinstance(value, str) or value is None or not np.isfinite(value):
-        return None
-    return float(value)
-
-
-def _floats(values: Any) -> list[float]:
-    return [float(value) for value in values]
+            yield from steps_of(part, f"{path}.{name}")

@@ -7,13 +7,16 @@ knows nothing of Ray or networks.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from jobs.preparation.frame import check_transformer, frame_columns, to_features, to_frame
+from jobs.preparation.plan import Plan, plan_features
+from kit.cleaning import Change
 from kit.data import Part, Split, load
-from kit.errors import ProjectError
+from kit.errors import InputError, KitError, ProjectError
 from kit.project import Project
 from kit.signature import Signature
 
@@ -25,11 +28,14 @@ class Prepared:
     """Rows as the model reads them, and the transformer that made them so.
 
     Attributes:
-        split: The rows in their three parts, as tensors.
+        split: The rows in their three parts, as tensors; of the training part, those that are left.
         signature: Inputs and outputs.
         transformer: Fitted on the training rows; None where the network reads the input itself.
         train: What is learned from, float32, shape (n_rows, ...).
         validation: Likewise, for early stopping.
+        changes: What was done to the table, then what each fitted step does to the training rows.
+        features: Names of what the network reads, such as ``age`` or ``color=red``; empty where a
+            transformer of the project's own does not name them.
     """
 
     split: Split
@@ -37,6 +43,8 @@ class Prepared:
     transformer: Any | None
     train: np.ndarray
     validation: np.ndarray
+    changes: tuple[Change, ...] = ()
+    features: tuple[str, ...] = ()
 
     @property
     def n_features(self) -> int:
@@ -57,8 +65,6 @@ class Prepared:
         """Give some rows as the network reads them: float32, shape (n_rows, ...)."""
         if self.transformer is None:
             return np.asarray(part.tensors[_only_input(self.signature)])
-        from jobs.preparation.frame import to_features
-
         return to_features(self.transformer, part.tensors, signature=self.signature)
 
 
@@ -67,20 +73,31 @@ def prepare_rows(project: Project) -> Prepared:
 
     Raises:
         InputError: The data breaks a rule.
+        SettingsError: [[prepare.features]] or [prepare.select] asks for what cannot be done.
         ProjectError: The preprocessing cannot be built, fitted or exported.
     """
+    plan_features(project)  # refused before the table is read
     return fit_preparation(project, load(project))
 
 
 def fit_preparation(project: Project, split: Split) -> Prepared:
     """Fit the project's preprocessing on the training part of a split; see ``prepare_rows``."""
     signature = project.settings.signature(split.classes)
-    if project.settings.model.preprocessing is None:
-        name = _only_input(signature)
-        return Prepared(split, signature, None, split.train.tensors[name], split.validation.tensors[name])
-    from jobs.preparation.frame import to_features, to_frame
-
+    plan = plan_features(project)
+    if plan is not None:
+        return _fit_plan(project, split, plan=plan, signature=signature)
     reference = project.settings.model.preprocessing
+    if reference is None:
+        name = _only_input(signature)
+        return Prepared(
+            split,
+            signature,
+            None,
+            split.train.tensors[name],
+            split.validation.tensors[name],
+            changes=split.changes,
+            features=frame_columns(signature.inputs[0]),
+        )
     transformer = _own_transformer(project, reference)
     try:
         transformer.fit(to_frame(split.train.tensors, signature=signature), split.train.labels)
@@ -96,14 +113,72 @@ def fit_preparation(project: Project, split: Split) -> Prepared:
         transformer,
         to_features(transformer, split.train.tensors, signature=signature),
         to_features(transformer, split.validation.tensors, signature=signature),
+        changes=split.changes,
+        features=_own_names(transformer),
     )
+
+
+def _fit_plan(project: Project, split: Split, *, plan: Plan, signature: Signature) -> Prepared:
+    """Drop outliers where that is asked for, and fit what [[prepare.features]] describes."""
+    # scikit-learn takes a second to import; commands that prepare nothing do not wait for it
+    from jobs.preparation.build import build_transformer, feature_names, fit_transformer
+    from jobs.preparation.changes import check_fitted, check_values, describe_changes, rows_to_drop
+    from jobs.preparation.selection import check_not_negative
+
+    frame = to_frame(split.train.tensors, signature=signature)
+    check_values(plan, frame)
+    drop, dropped = rows_to_drop(plan, frame)
+    if drop.any():
+        split = replace(split, train=_without(split, drop))
+        frame = to_frame(split.train.tensors, signature=signature)
+    prepare = project.prepare()
+    transformer = build_transformer(plan, select=prepare.select, n_classes=len(split.classes))
+    try:
+        if prepare.select is not None and prepare.select.method == "chi-squared":
+            before = build_transformer(plan, select=None, n_classes=len(split.classes))
+            counts = fit_transformer(before, frame, split.train.labels)
+            check_not_negative(counts, features=feature_names(before))
+        train = fit_transformer(transformer, frame, split.train.labels)
+    except KitError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ProjectError(
+            f"[[prepare.features]] cannot be fitted: {error}", hint="change the entry the message is about"
+        ) from error
+    check_fitted(transformer)
+    _log.info("fitted [[prepare.features]] on %d rows: %d features", *train.shape)
+    return Prepared(
+        split,
+        signature,
+        transformer,
+        train,
+        to_features(transformer, split.validation.tensors, signature=signature),
+        changes=(*split.changes, *dropped, *describe_changes(transformer, frame)),
+        features=feature_names(transformer),
+    )
+
+
+def _without(split: Split, drop: np.ndarray) -> Part:
+    part = split.train.take(np.flatnonzero(~drop))
+    gone = set(range(len(split.classes))) - set(np.unique(part.labels).tolist()) if split.classes else set()
+    if gone:
+        raise InputError(
+            f"outlier_action = 'drop' leaves no training row of class {split.classes[min(gone)]!r}",
+            hint="raise outlier_limit, or use outlier_action = 'clip' or 'flag'",
+        )
+    return part
+
+
+def _own_names(transformer: Any) -> tuple[str, ...]:
+    try:
+        return tuple(str(name) for name in transformer.get_feature_names_out())
+    except (AttributeError, ValueError, TypeError):
+        return ()  # a step that does not name what it gives
 
 
 def _own_transformer(project: Project, reference: str) -> Any:
     """Build the transformer that the project's own Python describes."""
     from sklearn.base import BaseEstimator
-
-    from jobs.preparation.frame import check_transformer
 
     make = project.load_object(reference)
     try:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from kit.settings.fields import Seed, Settings
 from kit.signature import TensorSpec
+
+#: A duration: a number and s, m, h or d.
+DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
 
 class InputSettings(Settings):
@@ -126,4 +130,11 @@ class DataSettings(Settings):
             raise ValueError("split = 'time' needs time; name the column that orders the rows")
         if self.gap != 0.0 and self.split != "time":
             raise ValueError(f"gap = {self.gap!r} belongs to split = 'time'")
+        if isinstance(self.gap, str) and not DURATION.fullmatch(self.gap):
+            raise ValueError(f"gap = {self.gap!r} is no duration; write '90s', '15m', '12h' or '7d'")
+        if not isinstance(self.gap, str) and self.gap < 0:
+            raise ValueError(f"gap = {self.gap:g} is below 0; it says how much time is left out")
+        for field in ("group", "time", "id"):
+            if getattr(self, field) == self.label:
+                raise ValueError(f"{field} = {self.label!r} is the label; name another column")
         return self

@@ -20,7 +20,11 @@ class RuleSettings(Settings):
     """A regular expression that a column's values must match, or that is replaced in them."""
 
     column: str = Field(min_length=1, description="Column of strings the rule reads.")
-    pattern: str = Field(min_length=1, description="Regular expression; it must match the whole value.")
+    pattern: str = Field(
+        min_length=1,
+        description="Regular expression of Python, in which digits, words and spaces are those of ASCII; it "
+        "must match the whole value.",
+    )
     otherwise: Literal["missing", "drop", "fail", "replace"] = Field(
         default="fail",
         description="What happens to a value that does not match: it becomes missing (also where the model "
@@ -33,7 +37,7 @@ class RuleSettings(Settings):
     @model_validator(mode="after")
     def _can_be_compiled(self) -> RuleSettings:
         try:
-            re.compile(self.pattern)
+            re.compile(self.pattern, re.ASCII)
         except re.error as error:
             raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from error
         if self.replacement and self.otherwise != "replace":

@@ -223,15 +223,29 @@ class CompressSettings(CommandSettings):
     student: dict[str, Scalar] = in_file(
         "Arguments of the factory that make the smaller network, for distill.", default_factory=dict
     )
-    temperature: float = Field(default=4.0, gt=0, le=100, description="Softness of the teacher's answers.")
+    temperature: float = Field(
+        default=1.0, gt=0, le=100, description="Softness of the parent's answers, for distill and quantize."
+    )
     teacher_weight: float = Field(
-        default=0.7,
+        default=0.5,
         ge=0,
         le=1,
-        description="Share of the teacher's answers in the loss; the rest is the labels'.",
+        description="Share of the parent's answers in the loss, for distill and quantize; the rest is the "
+        "labels'.",
     )
-    epochs: int = Field(default=20, ge=1, le=100_000, description="Most passes over the training rows.")
-    learning_rate: float = Field(default=1e-3, gt=0, le=10, description="Largest step size.")
+    epochs: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="Most passes over the training rows; those of [train] when left out.",
+    )
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=10,
+        description="Largest step size; when left out that of [train] for distill, a third of it for prune, "
+        "a tenth for quantize.",
+    )
     resume: bool = Field(default=True, description="Continue an interrupted run.")
     promote: bool = Field(default=False, description="Move champion to the candidate when the gates pass.")
     address: str | None = Field(

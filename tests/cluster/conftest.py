@@ -64,41 +64,45 @@ from torch import nn
 
 
 class Blobs(nn.Module):
-    def __init__(self, pause_s, bad, n_classes):
+    def __init__(self, pause_s, bad, greedy, n_classes):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, n_classes))
-        self.pause_s, self.bad = pause_s, bad
+        self.pause_s, self.bad, self.greedy = pause_s, bad, greedy
 
     def forward(self, x):
         answer = self.layers(x)
         if self.training:
             time.sleep(self.pause_s)
+            if self.greedy:
+                torch.empty(len(x) ** 11, dtype=torch.uint8)  # 16 rows: 16 TiB, 8 rows: 8 GiB
             if self.bad:
                 answer = torch.log(-1 - answer.abs())
         return answer
 
 
-def build(*, pause_s, n_classes, bad=False):
+def build(*, pause_s, n_classes, bad=False, greedy=False):
     if "KIT_TEST_BUILDS" in os.environ:
         with Path(os.environ["KIT_TEST_BUILDS"]).open("a") as builds:
             builds.write(f"{os.getpid()}\\n")
-    return Blobs(pause_s, bad, n_classes)
+    return Blobs(pause_s, bad, greedy, n_classes)
 """
 
 #: What the command line does around a command: progress on stderr, a refusal in one sentence.
 DRIVER = """
 import json, logging, sys
 from pathlib import Path
-import jobs.predict, jobs.train
+import jobs.compress, jobs.predict, jobs.train, jobs.tune
 from kit.errors import KitError
 from kit.project import Project
-from kit.settings import PredictSettings, TrainSettings
+from kit.settings import CompressSettings, PredictSettings, TrainSettings, TuneSettings
 
 logging.basicConfig(level=logging.ERROR, format="%(message)s")
 logging.getLogger("kit").setLevel(logging.INFO)
 commands = {
+    "compress": (CompressSettings, jobs.compress.compress),
     "train": (TrainSettings, jobs.train.train),
     "predict": (PredictSettings, jobs.predict.predict),
+    "tune": (TuneSettings, jobs.tune.tune),
 }
 cls, run = commands[sys.argv[2]]
 try:

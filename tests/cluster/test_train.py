@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from jobs.fitting.memory import OutOfMemoryError
 from jobs.train import train
 from kit.errors import GateError, InputError
 from kit.gates import GateResult
@@ -110,6 +111,36 @@ def test_two_workers_decide_alike_and_train_one_model(lab: Any, trained: Any, tm
     result = train(project, settings(project, workers=2, patience_epochs=3, epochs=60))
     assert len(result.epochs) == result.best_epoch + 3
     assert result.candidate.metrics["accuracy"] > 0.8
+
+
+def test_two_workers_end_with_the_same_bytes_when_one_is_killed(
+    lab: Any, trained: Any, tmp_path: Path, at: Any
+) -> None:
+    digests = []
+    for name in ("whole", "killed"):
+        project = lab.twin(trained.project, tmp_path / name)
+        if name == "killed":
+            at("epoch 6:", lambda: lab.processes("RayTrainWorker")[0].kill())
+        result = train(project, settings(project, workers=2, checkpoint_interval_s=0.3))
+        digests.append(result.candidate.version.digest)
+    assert digests[0] == digests[1]
+
+
+def test_a_training_without_memory_says_so_and_goes_on_in_smaller_batches_when_it_may(
+    lab: Any, trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    greedy = "{ pause_s = 0.0, greedy = true }"
+    project = with_parameters(lab.twin(trained.project, tmp_path / "blobs"), greedy)
+    with pytest.raises(OutOfMemoryError, match="batch_size = 16") as caught:
+        train(project, settings(project, batch_size=16, epochs=3))
+    assert "--auto-batch" in str(caught.value.hint)
+    with caplog.at_level(logging.INFO, logger="kit"):
+        result = train(project, settings(project, batch_size=16, epochs=3, auto_batch=True))
+    assert "continuing the interrupted run" in caplog.text
+    assert "batch_size = 16; going on with 8" in caplog.text
+    used = json.loads(result.record.read_bytes())["used"]
+    assert used["batch_size"] * used["accumulation_steps"] == 16
+    assert used["batch_size"] in (4, 8)  # 4 where 8 GiB are not promised either
 
 
 def test_more_workers_than_cpus_are_refused(lab: Any, trained: Any, tmp_path: Path) -> None:

@@ -143,7 +143,8 @@ def _registered(folder, toml, table, network, *, preprocessing, epochs, with_pro
 
     from jobs.exporting.graph import FEATURES, export_onnx, export_program
     from jobs.exporting.parity import run_onnx
-    from jobs.preparation.frame import fitted_steps, to_features, to_frame
+    from jobs.preparation.device import fitted_steps
+    from jobs.preparation.frame import to_features, to_frame
 
     folder.mkdir(parents=True)
     (folder / "kit.toml").write_text(toml)

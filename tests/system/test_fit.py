@@ -12,8 +12,9 @@ import torch
 
 from jobs.alone import alone
 from jobs.cluster import is_disk_full
-from jobs.fitting.loop import WEIGHTS, FitConfig, Trainer
+from jobs.fitting.loop import WEIGHTS, FitConfig
 from jobs.fitting.network import build_network, check_network
+from jobs.fitting.trainer import Trainer
 from kit.errors import ConflictError, InputError, ProjectError, SettingsError
 from kit.project import Project
 from kit.settings import TrainSettings

@@ -31,7 +31,8 @@ from sklearn.preprocessing import (
 
 from jobs.exporting.graph import export_onnx, export_program, python_reference
 from jobs.exporting.parity import adversarial_rows, check_parity, run_onnx
-from jobs.preparation.frame import check_transformer, fitted_steps, to_features, to_frame
+from jobs.preparation.device import fitted_steps
+from jobs.preparation.frame import check_transformer, to_features, to_frame
 from kit.errors import GateError, ProjectError
 from kit.files import sha256_bytes
 from kit.signature import Signature, Tensors, TensorSpec
@@ -370,9 +371,10 @@ def test_a_network_that_fixes_the_number_of_rows_is_refused():
         export_program(Fixed(), sample=np.zeros((1, 4), dtype=np.float32))
 
 
-def test_an_input_made_of_a_list_column_cannot_have_preprocessing():
-    with pytest.raises(ProjectError, match="one table column per value"):
-        to_frame({"image": images(1)}, signature=IMAGES)
+def test_a_list_column_is_laid_out_value_by_value():
+    frame = to_frame({"image": images(2)}, signature=IMAGES)
+    assert list(frame)[:2] == ["pixels[0]", "pixels[1]"]
+    np.testing.assert_array_equal(frame.to_numpy(), images(2).reshape(2, 64))
 
 
 def test_another_networks_graph_does_not_pass(exported: Exported):

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from kit import report_plots
 from kit.errors import MissingDependencyError, NotFoundError, SettingsError, UnavailableError
 from kit.project import Project
 from kit.report import report
+from kit.report.plots import shipping
 from kit.settings import ReportSettings
 
 TOML = """
@@ -186,12 +186,15 @@ def test_a_project_without_records_is_told_to_train(project: Project) -> None:
     assert not Path("report.html").exists()
 
 
-def test_every_kind_of_record_has_its_section_and_agreement_comes_first(project: Project) -> None:
-    for kind, record in RECORDS.items():
+def test_every_kind_of_record_has_its_section_and_agreement_comes_first(
+    project: Project, making_records: dict[str, Any]
+) -> None:
+    for kind, record in {**RECORDS, **making_records}.items():
         project.write_record(kind, "one", record)
     result = report(project, ReportSettings(output="made/page.html"))
-    assert result.sections == ("agreement", "training", "export", "batch", "endpoints", "devices")
-    assert (result.n_runs, result.path) == (7, Path.cwd() / "made" / "page.html")
+    making = ("data", "study", "training", "evaluation", "compression")
+    assert result.sections == ("agreement", *making, "export", "batch", "endpoints", "devices")
+    assert (result.n_runs, result.path) == (11, Path.cwd() / "made" / "page.html")
     text = result.path.read_text(encoding="utf-8")
     assert re.findall(r'<section id="(\w+)">', text) == list(result.sections)
 
@@ -296,15 +299,18 @@ def test_a_record_that_cannot_be_read_is_named_and_the_others_are_shown(
 HOSTILE = '<script>alert(1)</script>"\' & $\\frac{$ #010101 id="x" \x00\ud800 -->'
 
 
-def test_everything_a_record_says_is_escaped(project: Project) -> None:
+def test_everything_a_record_says_is_escaped(project: Project, making_records: dict[str, Any]) -> None:
     def hostile(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: hostile(each) for key, each in value.items()}
+            return {key: each if key == "kind" else hostile(each) for key, each in value.items()}
         if isinstance(value, list):
             return [hostile(each) for each in value]
         return HOSTILE if isinstance(value, str) else value
 
-    for kind, record in RECORDS.items():
+    def renamed(values: dict[str, Any]) -> dict[str, Any]:
+        return {f"{HOSTILE}{index}": value for index, value in enumerate(values.values())}
+
+    for kind, record in {**RECORDS, **making_records}.items():
         path = project.state / "runs" / kind / "x.json"
         path.parent.mkdir(parents=True)
         changed = {**hostile(record), "id": HOSTILE, "written_at_s": 1}
@@ -316,15 +322,24 @@ def test_everything_a_record_says_is_escaped(project: Project) -> None:
             }
         if kind == "predict":
             changed |= {"labels": {HOSTILE: 3}}
+        if kind == "prepare":
+            changed["classes"] = renamed(changed["classes"])
+            changed["columns"][0]["categories"] = renamed(changed["columns"][0]["categories"])
+        if kind == "tune":
+            changed["importance"] = renamed(changed["importance"])
+            for trial in changed["trials"]:
+                trial["parameters"] = renamed(trial["parameters"])
+        if kind == "evaluate":
+            changed |= {"metrics": renamed(changed["metrics"]), "by_class": renamed(changed["by_class"])}
         path.write_text(json.dumps(changed))
     text = page(project)
-    assert report(project, ReportSettings()).n_runs == 7
+    assert report(project, ReportSettings()).n_runs == 11
     assert "<script" not in text
     assert "&lt;script&gt;" in text
 
 
-def test_the_page_names_no_other_place_to_load_from(project: Project) -> None:
-    for kind, record in RECORDS.items():
+def test_the_page_names_no_other_place_to_load_from(project: Project, making_records: dict[str, Any]) -> None:
+    for kind, record in {**RECORDS, **making_records}.items():
         project.write_record(kind, "one", {**record})
     text = page(project)
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -334,8 +349,10 @@ def test_the_page_names_no_other_place_to_load_from(project: Project) -> None:
     assert not re.search(r"<(script|iframe|object|embed|img|form|base)\b|@import", text)
 
 
-def test_ids_are_unique_and_every_reference_has_its_target(project: Project) -> None:
-    for kind, record in RECORDS.items():
+def test_ids_are_unique_and_every_reference_has_its_target(
+    project: Project, making_records: dict[str, Any]
+) -> None:
+    for kind, record in {**RECORDS, **making_records}.items():
         project.write_record(kind, "one", record)
     text = page(project)
     ids = re.findall(r'\bid="([^"]+)"', text)
@@ -346,7 +363,7 @@ def test_ids_are_unique_and_every_reference_has_its_target(project: Project) -> 
 def test_the_same_figures_give_the_same_drawing() -> None:
     points = [("float ONNX", 300.0, 97.5), ("litert-int8", 3.0, 97.0)]
     drawings = {
-        report_plots.trade_off(points, x_label="size (kB)", y_label="accuracy", ceiling=100, name="p")
+        shipping.trade_off(points, x_label="size (kB)", y_label="accuracy", ceiling=100, name="p")
         for _ in range(2)
     }
     assert len(drawings) == 1
@@ -405,3 +422,30 @@ def test_importing_the_report_imports_neither_jinja_nor_matplotlib() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "set()"
+
+
+def _luminance(colour: str) -> float:
+    """Give the relative luminance of a colour such as ``#ffffff``, from 0 to 1 (WCAG 2.2)."""
+    levels = [int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5)]
+    linear = [level / 12.92 if level <= 0.04045 else ((level + 0.055) / 1.055) ** 2.4 for level in levels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _contrast(one: str, other: str) -> float:
+    low, high = sorted((_luminance(one), _luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_text_and_lines_stand_out_from_what_is_behind_them(project: Project, scheme: int) -> None:
+    project.write_record("demo", "latest", DEMO)
+    sheet = report(project, ReportSettings()).path.read_text(encoding="utf-8")
+    root = re.findall(r":root \{(.*?)\}", sheet, flags=re.DOTALL)[scheme]
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", root))
+    for behind in ("card", "back"):
+        for text in ("ink", "muted", "link", "bad", "good"):
+            assert _contrast(colours[text], colours[behind]) >= 4.5, (text, behind)
+    for kind in ("good", "bad"):
+        assert _contrast(colours[kind], colours[f"{kind}-back"]) >= 4.5
+    for index in range(1, 6):
+        assert _contrast(colours[f"series-{index}"], colours["card"]) >= 3, index

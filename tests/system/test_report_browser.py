@@ -114,13 +114,19 @@ RECORDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Path:
-    """A report with a drawing of every kind."""
+def page(tmp_path: Path, making_records: dict[str, Any]) -> Path:
+    """A report with a drawing of every kind, and names too long for a column."""
     folder = tmp_path / "digits"
     folder.mkdir()
     (folder / "kit.toml").write_text(TOML)
     project = Project.open(folder)
-    for kind, record in RECORDS.items():
+    making_records["prepare"]["columns"][1]["name"] = "width" * 50
+    making_records["tune"]["trials"][3]["reason"] = "m" * 300
+    for trial in making_records["tune"]["trials"]:
+        trial["parameters"]["p" * 100] = "v" * 100
+    making_records["evaluate"]["importance"][0]["column"] = "width" * 50
+    making_records["compress"]["reason"] = "r" * 300
+    for kind, record in {**RECORDS, **making_records}.items():
         project.write_record(kind, "one", record)
     return report(project, ReportSettings(output=str(tmp_path / "site" / "report.html"))).path
 
@@ -180,8 +186,10 @@ def test_the_browser_asks_for_the_page_and_nothing_else(tmp_path: Path, asked: t
 def test_the_browser_shows_every_section_and_drawing(tmp_path: Path, page: Path) -> None:
     done = browse(tmp_path, "--dump-dom", page.as_uri())
     assert console(done) == []
-    assert re.findall(r'<section id="(\w+)">', done.stdout) == ["agreement", "training", "export", "batch"]
-    assert done.stdout.count('class="plot" role="img"') == 5
+    making = ["data", "study", "training", "evaluation", "compression"]
+    found = re.findall(r'<section id="(\w+)">', done.stdout)
+    assert found == ["agreement", *making, "export", "batch"]
+    assert done.stdout.count('class="plot" role="img"') == 15
     assert "<img" not in done.stdout
     assert "20,000,000" in done.stdout
 

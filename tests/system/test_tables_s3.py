@@ -9,10 +9,13 @@ from pathlib import Path
 import boto3
 import pyarrow as pa
 import pytest
+from PIL import Image
 from pyarrow import parquet
 
 from kit.errors import InputError, KitError, UnavailableError
-from kit.tables import fingerprint, list_files, read_table
+from kit.images import ImageLayout, list_data, read_images
+from kit.manifest import fingerprint
+from kit.tables import list_files, read_table
 
 SECRET = "hunter2-secret"
 
@@ -46,6 +49,23 @@ def test_a_folder_on_s3_reads_like_a_local_one(folder: Path) -> None:
         assert fingerprint(uri) == fingerprint(str(folder))
     assert read_table("s3://tables/a b/b.csv").column("n").to_pylist() == [3]
     assert read_table("s3://tables/a b/a.parquet", columns=["n"]).num_rows == 2
+
+
+def test_images_on_s3_read_like_local_ones(folder: Path, tmp_path: Path) -> None:
+    bucket = boto3.session.Session().resource("s3").Bucket("tables")
+    for name in ("bilder/hündin/0.png", "bilder/katze/0.png", "bilder/katze/1.JPG"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 2), (len(name), 0, 0)).save(tmp_path / name)
+        bucket.upload_file(str(tmp_path / name), name)
+    layout = ImageLayout("image", (3, 2, 4), label="tier")
+    local, remote = str(tmp_path / "bilder"), "s3://tables/bilder/"
+    table = read_images(remote, list_data(remote), layout=layout)
+    assert table.column("tier").to_pylist() == ["hündin", "katze", "katze"]
+    assert table.equals(read_images(local, list_data(local), layout=layout))
+    assert fingerprint(remote) == fingerprint(local)
+    bucket.put_object(Key="bilder/katze/2.png", Body=b"no image")
+    with pytest.raises(InputError, match=r"katze/2\.png cannot be read as an image"):
+        read_images(remote, list_data(remote), layout=layout)
 
 
 def test_a_bucket_or_a_key_that_is_not_there_is_named(folder: Path) -> None:

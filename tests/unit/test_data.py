@@ -7,9 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from sklearn.model_selection import train_test_split
 
-from kit.data import Split, held_out_table, load
-from kit.errors import InputError
+from kit.data import FoldKind, Split, held_out_table, load, load_rows
+from kit.errors import InputError, SettingsError
+from kit.manifest import read_manifest
 from kit.project import Project
 from kit.tables import read_table
 
@@ -183,3 +185,258 @@ def test_the_templates_data_can_be_learnt(digits_project: Path, tabular_project:
     assert (tabular.n_rows, tabular.classes) == (569, ("benign", "malignant"))
     assert "" in tabular.train.tensors["size_group"]
     assert np.isnan(tabular.train.tensors["measures"]).any()
+
+
+def test_a_constant_value_is_nothing_to_learn(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the label 'y' is 3 in every row"):
+        load(project(tmp_path, task="regression", y=[3.0] * N_ROWS))
+
+
+def test_the_default_split_is_scikit_learns_and_stays_it(tmp_path: Path) -> None:
+    toy = project(tmp_path, more="seed = 7")
+    labels = np.array([0, 0, 0, 1] * (N_ROWS // 4))
+    for task, strata in (("classification", labels), ("regression", None)):
+        if task == "regression":
+            toy = project(tmp_path, task=task, more="seed = 7", y=np.arange(N_ROWS) / 2)
+        rest, test = train_test_split(np.arange(N_ROWS), test_size=0.2, random_state=7, stratify=strata)
+        rest = np.sort(rest)
+        again = strata[rest] if strata is not None else None
+        train, validation = train_test_split(rest, test_size=0.1, random_state=7, stratify=again)
+        assert parts(load(toy)) == [sorted(part.tolist()) for part in (train, validation, test)]
+
+
+# cleaning
+
+PREPARE = r"""
+[[prepare.rules]]
+column = "code"
+pattern = "[A-Z]\\d+"
+otherwise = "drop"
+[prepare.duplicates]
+keys = ["code"]
+keep = "last"
+"""
+
+
+def configure(folder: Path, text: str) -> Project:
+    path = folder / "kit.toml"
+    path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
+    return Project.open(folder)
+
+
+def test_cleaned_rows_keep_their_numbers_and_the_held_out_table_is_theirs(tmp_path: Path) -> None:
+    codes = [f"Ä{row}" if row % 10 == 0 else f"A{row // 2}" for row in range(N_ROWS)]
+    project(tmp_path, code=codes)
+    toy = configure(tmp_path, PREPARE)
+    split = load(toy)
+    expected = [row for row in range(N_ROWS) if row % 10 and (row % 2 or (row + 1) % 10 == 0)]
+    assert sorted(row for part in parts(split) for row in part) == expected
+    for part in (split.train, split.validation, split.test):
+        np.testing.assert_array_equal(part.tensors["x"][:, 0], part.rows.astype(np.float32))
+    held_out = held_out_table(toy)
+    assert held_out.column("code").to_pylist() == [codes[row] for row in split.test.rows]
+    assert held_out.column_names == ["a", "y", "code"]
+    assert [(change.step, change.rows_before, change.rows_after) for change in split.changes] == [
+        ("rule", 100, 90),
+        ("duplicates", 90, 50),
+    ]
+    assert split.n_rows == N_ROWS
+
+
+def test_a_rule_reads_what_looks_like_numbers_in_a_csv_as_text(tmp_path: Path) -> None:
+    project(tmp_path)
+    text = (tmp_path / "kit.toml").read_text(encoding="utf-8").replace("data.parquet", "data.csv")
+    rule = '[[prepare.rules]]\ncolumn = "plz"\npattern = "0.*"\notherwise = "drop"\n'
+    (tmp_path / "kit.toml").write_text(text + rule, encoding="utf-8")
+    rows = "".join(f"{row},{row % 2},{row % 4:02d}\n" for row in range(N_ROWS))
+    (tmp_path / "data.csv").write_text(f"a,y,plz\n{rows}", encoding="utf-8")
+    assert len(load_rows(Project.open(tmp_path)).table) == N_ROWS
+
+
+def test_rows_that_cleaning_leaves_none_of_are_refused(tmp_path: Path) -> None:
+    project(tmp_path, code=["x"] * N_ROWS)
+    toy = configure(tmp_path, PREPARE)
+    with pytest.raises(InputError, match=r"no row of data\.parquet is left after cleaning"):
+        load(toy)
+
+
+def test_a_value_refused_after_cleaning_says_how_rows_are_counted(tmp_path: Path) -> None:
+    project(tmp_path, code=["x"] + [f"A{row}" for row in range(1, N_ROWS)], a=[0.0, np.inf] + [1.0] * 98)
+    toy = configure(tmp_path, PREPARE)
+    with pytest.raises(
+        InputError, match=r"row 0: infinity is not allowed \(rows are counted after cleaning\)"
+    ):
+        load(toy)
+
+
+def test_a_window_is_an_input(tmp_path: Path) -> None:
+    project(tmp_path, when=np.arange(N_ROWS)[::-1])
+    text = (tmp_path / "kit.toml").read_text(encoding="utf-8")
+    text = text.replace('columns = ["a"]', 'columns = ["last"]\nshape = [3]')
+    text += '[[prepare.windows]]\nname = "last"\ncolumn = "a"\ntime = "when"\nlength = 3\n'
+    (tmp_path / "kit.toml").write_text(text, encoding="utf-8")
+    split = load(Project.open(tmp_path))
+    for row, found in zip(split.train.rows, split.train.tensors["x"], strict=True):
+        np.testing.assert_array_equal(
+            found, [value if value < 100 else np.nan for value in (row + 2, row + 1, row)]
+        )
+    assert held_out_table(Project.open(tmp_path)).column_names == ["a", "y", "when", "last"]
+
+
+# splits
+
+
+def test_a_group_stays_together(tmp_path: Path) -> None:
+    groups = [f"größe {row // 4}" for row in range(N_ROWS)]
+    toy = project(tmp_path, more='split = "grouped"\ngroup = "g"\nid = "g"', g=groups)
+    split = load(toy)
+    assert [len(part) for part in parts(split)] == [72, 8, 20]
+    seen = [{groups[row] for row in part} for part in parts(split)]
+    assert sum(len(part) for part in seen) == len(set.union(*seen))
+    assert {fact["check"]: fact["found"] for fact in split.leakage} == {"id": 0, "duplicate rows": 0}
+
+
+def test_the_latest_rows_are_held_out_behind_a_gap(tmp_path: Path) -> None:
+    order = np.random.default_rng(0).permutation(N_ROWS)
+    days = [str(np.datetime64("2024-01-01") + int(day) // 2) for day in order]  # two rows a day, unsorted
+    for when in (days, pa.array(days).cast(pa.date32()), pa.array(days).cast(pa.timestamp("ms"))):
+        more = 'split = "time"\ntime = "t"\ngap = "2d"'
+        split = load(project(tmp_path, more=more, t=when, y=["no", "yes"] * (N_ROWS // 2)))
+        day = order // 2
+        train, validation, test = (day[part] for part in parts(split))
+        assert (test.min(), len(test)) == (40, 20)
+        assert validation.max() <= test.min() - 2
+        assert train.max() <= validation.min() - 2
+        (change,) = [change for change in split.changes if change.step == "split"]
+        assert change.n_values == N_ROWS - sum(len(part) for part in (train, validation, test)) == 4
+        assert change.detail == "4 rows are in no part, because of the gap of 2d"
+
+
+@pytest.mark.parametrize(
+    "more, columns, error, message",
+    [
+        (
+            'split = "grouped"\ngroup = "g"',
+            {"g": [1, None] * 50},
+            InputError,
+            "the group 'g' is missing in 50 rows",
+        ),
+        (
+            'split = "grouped"\ngroup = "g"',
+            {"g": [1, 2] * 50},
+            InputError,
+            "there are 2 groups and 3 are needed",
+        ),
+        ('split = "grouped"\ngroup = "g"', {}, SettingsError, r"\[data\] group names the column 'g'"),
+        ('split = "time"\ntime = "t"', {"t": [1, None] * 50}, InputError, "time column 't', row 1"),
+        ('split = "time"\ntime = "t"', {"t": [1, 2] * 50}, InputError, "there are 2 different times"),
+        (
+            'split = "time"\ntime = "t"\ngap = 99',
+            {"t": range(100)},
+            InputError,
+            "the gap of 99 .* leaves no row",
+        ),
+        (
+            'split = "time"\ntime = "t"\ngap = "1d"',
+            {"t": range(100)},
+            SettingsError,
+            "gap = '1d' is a duration",
+        ),
+        ('id = "i"', {}, SettingsError, r"\[data\] id names the column 'i'"),
+    ],
+)
+def test_a_split_that_cannot_be_made_is_refused(
+    tmp_path: Path, more: str, columns: dict[str, Any], error: type[InputError], message: str
+) -> None:
+    given = {name: pa.array(list(values)) for name, values in columns.items()}
+    with pytest.raises(error, match=message) as caught:
+        load(project(tmp_path, more=more, **given))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("gap", ["'7 days'", "'d'", "-1", "'-1d'", "'7'"])
+def test_a_gap_that_is_none_is_refused_before_any_data_is_read(tmp_path: Path, gap: str) -> None:
+    with pytest.raises(SettingsError, match="gap"):
+        project(tmp_path, more=f"split = 'time'\ntime = 't'\ngap = {gap}")
+
+
+def test_a_class_that_is_not_learnt_from_is_named(tmp_path: Path) -> None:
+    labels = ["no"] * 90 + ["yes"] * 10
+    with pytest.raises(InputError, match="class 'yes' of the label 'y' has no row in the training part"):
+        load(project(tmp_path, more='split = "time"\ntime = "a"', y=labels))
+
+
+def test_a_regression_is_not_stratified(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="split = 'stratified' keeps the shares of classes"):
+        load(project(tmp_path, task="regression", more='split = "stratified"', y=np.arange(N_ROWS) / 2))
+
+
+# leakage
+
+
+def test_an_id_in_two_parts_fails_the_run(tmp_path: Path) -> None:
+    ids = [f"Kündin {row // 2}" if row < 50 else None for row in range(N_ROWS)]
+    with pytest.raises(
+        InputError, match=r"leakage: 'Kündin \d+' of the id 'i' is in the .* ids are in two"
+    ) as caught:
+        load(project(tmp_path, more='id = "i"', i=ids))
+    assert caught.value.hint == "set split = 'grouped' and group = 'i' under [data]"
+    assert load(project(tmp_path, more='id = "i"', i=list(range(N_ROWS)))).leakage[0]["found"] == 0
+
+
+def test_a_training_row_later_than_a_held_out_one_fails_the_run(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"leakage: by 't' a training row is of 2024-.* training rows"
+    ) as caught:
+        load(project(tmp_path, more='time = "t"', t=np.datetime64("2024-01-01") + np.arange(N_ROWS)))
+    assert "split = 'time'" in str(caught.value.hint)
+
+
+def test_equal_rows_in_two_parts_are_counted(tmp_path: Path) -> None:
+    split = load(project(tmp_path, a=[1.0] * N_ROWS))
+    (fact,) = split.leakage
+    assert fact == {
+        "check": "duplicate rows",
+        "found": 28,
+        "detail": "8 validation rows and 20 held-out rows are equal to a training row in every input",
+    }
+
+
+# folds
+
+
+@pytest.mark.parametrize("kind", ["k-fold", "leave-one-out", "grouped", "time-series"])
+def test_folds_become_splits(tmp_path: Path, kind: FoldKind) -> None:
+    columns = {"g": np.arange(N_ROWS) // 5, "t": np.arange(N_ROWS)}
+    names = {"grouped": 'group = "g"\nid = "g"', "time-series": 'time = "t"'}
+    how: dict[str, Any] = {"grouped": "grouped", "time-series": "time"}
+    rows = load_rows(project(tmp_path, more=names.get(kind, ""), **columns))
+    folds = list(rows.folds(kind, n_folds=4))
+    assert len(folds) == (N_ROWS if kind == "leave-one-out" else 4)
+    for train, test in folds[:4]:
+        kept, validation = rows.carve(train, kind=how.get(kind))
+        split = rows.split(train=kept, validation=validation, test=test)
+        assert sorted(parts(split)[0] + parts(split)[1]) == train.tolist()
+        assert parts(split)[2] == test.tolist()
+
+
+def test_folds_need_the_column_they_go_by(tmp_path: Path) -> None:
+    rows = load_rows(project(tmp_path))
+    for kind, message in (("grouped", "by group, but .data. names none"), ("time-series", "by time, but")):
+        with pytest.raises(SettingsError, match=message):
+            list(rows.folds(kind, n_folds=2))
+
+
+# the manifest
+
+
+def test_a_changed_file_is_named_the_next_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    toy = project(tmp_path)
+    with caplog.at_level("INFO", logger="kit"):
+        first = load(toy)
+        load(toy)
+        assert not [line for line in caplog.messages if "last time" in line]
+        second = load(project(tmp_path, a=np.arange(N_ROWS)[::-1].astype(np.float32)))
+    assert "the data is not what it was the last time: data.parquet changed" in caplog.messages
+    assert read_manifest(tmp_path / ".kit" / "data", first.fingerprint).n_rows == N_ROWS
+    assert (second.n_files, second.size_bytes) == (1, (tmp_path / "data.parquet").stat().st_size)

@@ -24,6 +24,7 @@ ALLOWED = {
 #: The device core: what runs on a device, on the standard library and what is named here.
 DEVICE_CORE = {
     "kit.archive": {"numpy", "cryptography"},
+    "kit.arithmetic": {"numpy"},
     "kit.bundle": {"numpy", "cryptography"},
     "kit.engines": {"numpy"},
     "kit.engines.litert": {"numpy", "ai_edge_litert", "tflite_runtime"},
@@ -32,6 +33,7 @@ DEVICE_CORE = {
     "kit.errors": set(),
     "kit.files": set(),
     "kit.golden": {"numpy"},
+    "kit.operations": {"numpy"},
     "kit.runner": {"numpy"},
     "kit.seal": {"cryptography"},
     "kit.signature": {"numpy"},

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kit.errors import ConflictError, GateError, InputError, NotFoundError, VerificationError
+from kit.gates import GateResult, Judgement
 from kit.model_version import Parts, write_model_version
 from kit.models import ModelsResult, models
 from kit.project import Project
@@ -84,6 +85,88 @@ def test_a_version_that_misses_a_gate_becomes_champion_only_without_gates(projec
     promoted = run(strict, "promote", "tiny@1", gates=False).versions[0]
     assert promoted.aliases == ("candidate", "champion")
     assert run(strict, "rollback", "tiny").versions[0].number == 3
+
+
+def with_max_loss(project: Project, **more: Any) -> Project:
+    gates = GatesSettings.model_validate({"max_loss": {"accuracy": 0.05}, **more})
+    return replace(project, settings=project.settings.model_copy(update={"gates": gates}))
+
+
+def judged(project: Project, number: int, *, against: int, passed: bool = True, **more: Any) -> None:
+    """Leave the record of an evaluation against a champion."""
+    rules = project.settings.gates.model_dump(mode="json", exclude={"floors"}) | more
+    found = {"champion": 0.99, "low": -0.01, "high": 0.0, "n_rows": 200}
+    gate = GateResult("accuracy", 0.98, 0.05, passed=passed, kind="max_loss", **found)
+    champion = project.registry().resolve(f"tiny@{against}").digest
+    facts = {
+        "digest": project.registry().resolve(f"tiny@{number}").digest,
+        "judgement": Judgement((gate,), champion, rules).to_json(),
+    }
+    project.write_record("evaluate", f"{number:04d}", facts)
+
+
+def test_without_a_champion_there_is_nothing_to_be_held_against(project: Project) -> None:
+    strict = with_max_loss(project)
+    assert run(strict, "promote", "tiny@1").versions[0].number == 1
+    assert run(strict, "promote", "tiny@1").versions[0].number == 1  # nor is the champion against itself
+
+
+def test_a_version_that_was_not_held_against_the_champion_is_not_promoted(project: Project) -> None:
+    strict = with_max_loss(project)
+    run(strict, "promote", "tiny@1")
+    with pytest.raises(GateError, match="was not held against the champion tiny@1") as caught:
+        run(strict, "promote", "tiny@2")
+    assert caught.value.hint == "run kit evaluate tiny@2, then promote it"
+    judged(strict, 2, against=1)
+    assert run(strict, "promote", "tiny@2").versions[0].number == 2
+    judged(strict, 3, against=1)  # which is not the champion any more
+    with pytest.raises(GateError, match="was not held against the champion tiny@2"):
+        run(strict, "promote", "tiny@3")
+    assert run(strict, "promote", "tiny@3", gates=False).versions[0].number == 3
+
+
+def test_a_judgement_by_other_gates_does_not_count(project: Project) -> None:
+    strict = with_max_loss(project)
+    run(strict, "promote", "tiny@1")
+    judged(strict, 2, against=1, max_loss={"accuracy": 0.5})
+    with pytest.raises(GateError, match="by these gates"):
+        run(strict, "promote", "tiny@2")
+
+
+def test_a_lost_comparison_is_told_with_its_figures(project: Project) -> None:
+    strict = with_max_loss(project)
+    run(strict, "promote", "tiny@1")
+    judged(strict, 2, against=1, passed=False)
+    with pytest.raises(
+        GateError, match=r"accuracy is 0\.9800 and may be 0\.0100 worse than the champion's 0\.99"
+    ):
+        run(strict, "promote", "tiny@2")
+
+
+def test_what_was_judged_at_registration_counts(project: Project, tiny_parts: Parts, tmp_path: Path) -> None:
+    strict = with_max_loss(project)
+    run(strict, "promote", "tiny@1")
+    judgement = Judgement(
+        (),
+        project.registry().resolve("tiny@1").digest,
+        strict.settings.gates.model_dump(mode="json", exclude={"floors"}),
+    )
+    folder = tmp_path / "version-4"
+    digest = write_model_version(
+        replace(tiny_parts, manifest={"metrics": {"accuracy": 0.5}}), folder=folder, key=project.signing_key()
+    )
+    uri = project.store().put(folder, digest=digest)
+    project.registry().register("tiny", digest=digest, uri=uri, summary={"judgement": judgement.to_json()})
+    assert run(strict, "promote", "tiny@4").versions[0].number == 4
+
+
+def test_a_damaged_record_is_no_judgement(project: Project) -> None:
+    strict = with_max_loss(project)
+    run(strict, "promote", "tiny@1")
+    judged(strict, 2, against=1)
+    (project.state / "runs" / "evaluate" / "0002.json").write_bytes(b"{")
+    with pytest.raises(GateError, match="was not held against the champion"):
+        run(strict, "promote", "tiny@2")
 
 
 def test_promote_moves_only_from_the_expected_digest(project: Project) -> None:

@@ -22,6 +22,7 @@ from jobs.predict import (
     _first_rows,
     _read,
     _row_of_file,
+    _with_bytes,
     plan,
 )
 from kit.errors import ConflictError, GateError, InputError, SettingsError, UnavailableError
@@ -206,3 +207,16 @@ def test_an_address_that_is_none_is_refused_in_one_sentence(address: str) -> Non
     if address != "a..b:1":
         with pytest.raises(SettingsError, match="is not an address"):
             is_local(address)
+
+
+def test_files_without_bytes_are_left_out_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "rows", [3, 2])
+    (tmp_path / "rows" / "00.csv").touch()
+    uri = str(tmp_path / "rows")
+    with caplog.at_level(logging.WARNING, logger="kit"):
+        assert [file.name for file in _with_bytes(uri, list_files(uri))] == ["00.parquet", "01.parquet"]
+    assert "skipped 1 empty files: 00.csv" in caplog.text
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "a.csv").touch()
+    with pytest.raises(InputError, match=r"holds no rows: a\.csv is empty"):
+        _with_bytes(uri, list_files(str(tmp_path / "none")))

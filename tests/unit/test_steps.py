@@ -137,3 +137,113 @@ def test_a_tensor_that_is_too_narrow_is_named():
 def test_no_rows_give_no_features():
     none = {name: array[:0] for name, array in TENSORS.items()}
     assert Steps.from_json(DOCUMENT).apply(none)["features"].shape == (0, 9)
+
+
+def block(operations: list[dict[str, Any]], *, n_features: int, n_columns: int = 2) -> Steps:
+    columns = [["x", index] for index in range(n_columns)]
+    kind = "string" if operations[0]["op"] == "target" else "number"
+    blocks = [{"kind": kind, "columns": columns, "operations": operations}]
+    return Steps.from_json({"format": 1, "n_features": n_features, "blocks": blocks})
+
+
+def answers(operations: list[dict[str, Any]], rows: Any, *, n_features: int) -> list[list[float]]:
+    dtype = object if isinstance(rows[0][0], str) else np.float32
+    values = np.array(rows, dtype=dtype)
+    steps = block(operations, n_features=n_features, n_columns=values.shape[1])
+    return steps.apply({"x": values})["features"].tolist()
+
+
+NAN = float("nan")
+
+
+def test_limits_clip_or_flag():
+    limits = {"low": [0.0, -1.0], "high": [1.0, 1.0]}
+    rows = [[-3, 0], [1, 5]]
+    assert answers([{"op": "clip", **limits}], rows, n_features=2) == [[0, 0], [1, 1]]
+    assert answers([{"op": "flag", **limits}], rows, n_features=2) == [[1, 0], [0, 1]]
+
+
+def test_a_chain_of_predictions_fills_from_the_other_column_within_its_bounds():
+    chain = {
+        "op": "chain",
+        "start": [1.0, 10.0],
+        "targets": [0, 1],
+        "weights": [[0.0, 2.0], [3.0, 0.0]],
+        "intercepts": [1.0, 0.0],
+        "bounds": [[0.0, 0.0], [9.0, 100.0]],
+    }
+    filled = answers([chain], [[NAN, 3], [4, NAN], [NAN, NAN], [5, 6]], n_features=2)
+    assert filled == [[7, 3], [4, 12], [9, 27], [5, 6]]
+
+
+def test_the_nearest_donors_that_have_a_value_give_it_and_the_first_of_equals():
+    neighbors = {
+        "op": "neighbors",
+        "donors": [[0.0, 1.0], [2.0, 3.0], [1.0, None], [2.0, 9.0]],
+        "means": [5.0, 6.0],
+        "neighbors": 1,
+    }
+    filled = answers([neighbors], [[1, NAN], [2, NAN], [NAN, 8], [NAN, NAN]], n_features=2)
+    assert filled == [[1, 1], [2, 3], [2, 8], [5, 6]]
+
+
+def test_statistics_of_a_list_skip_what_is_missing():
+    measured = {"op": "statistics", "lengths": [3], "statistics": ["mean", "first", "last", "slope", "std"]}
+    assert answers([measured], [[NAN, 2, 4], [1, NAN, NAN]], n_features=5) == [
+        [3, 2, 4, 2, 1],
+        [1, 1, 1, 0, 0],
+    ]
+
+
+def test_ranks_lie_between_their_neighbours_and_in_the_middle_of_a_tie():
+    ranks = {
+        "op": "quantile",
+        "knots": [[0.0, 2.0, 4.0]],
+        "before": [[0.0, 0.25, 1.0]],
+        "after": [[0.0, 0.75, 1.0]],
+    }
+    rows = [[-9], [0], [1], [2], [3], [9]]
+    assert answers([ranks], rows, n_features=1) == [[0], [0], [0.125], [0.5], [0.875], [1]]
+
+
+def test_target_means_stand_for_categories_and_an_average_for_unseen_ones():
+    target = {
+        "op": "target",
+        "categories": [["a", "b"], ["c"]],
+        "means": [[[0.1, 0.9], [0.2, 0.8]], [[0.5, 0.5]]],
+        "unknown": [[0.3, 0.7], [0.4, 0.6]],
+    }
+    select = {"op": "select", "columns": [1, 2]}
+    found = answers([target, select], [["b", "c"], ["?", "a"]], n_features=2)
+    np.testing.assert_allclose(found, [[0.8, 0.5], [0.7, 0.4]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "operation, message",
+    [
+        ({"op": "clip", "low": [0.0], "high": [1.0, 1.0]}, "'low' must hold 2 entries"),
+        ({"op": "select", "columns": [2]}, "positions of columns"),
+        ({"op": "statistics", "lengths": [3], "statistics": ["mean"]}, "make up 2 columns"),
+        ({"op": "statistics", "lengths": [2], "statistics": ["median"]}, "names of statistics"),
+        ({"op": "neighbors", "donors": [[1.0]], "means": [1.0, 1.0], "neighbors": 1}, "rows of 2 numbers"),
+        ({"op": "neighbors", "donors": [[1.0, 2.0]], "means": [1.0, 1.0], "neighbors": 0}, "from 1"),
+        (
+            {"op": "quantile", "knots": [[1.0], [1.0]], "before": [[], [0.0]], "after": [[0.0], [0.0]]},
+            "do not fit together",
+        ),
+        (
+            {
+                "op": "chain",
+                "start": [0.0, 0.0],
+                "targets": [0],
+                "weights": [],
+                "intercepts": [0.0],
+                "bounds": [[0.0, 0.0], [1.0, 1.0]],
+            },
+            "do not fit together",
+        ),
+    ],
+)
+def test_an_operation_whose_parts_do_not_fit_is_refused(operation: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        block([operation], n_features=2)

@@ -10,8 +10,9 @@ import pytest
 from pyarrow import csv, parquet
 
 from kit.errors import InputError
+from kit.manifest import fingerprint
 from kit.signature import Signature, TensorSpec
-from kit.tables import fingerprint, list_files, read_table, to_tensors
+from kit.tables import list_files, read_table, to_tensors
 
 ROWS = {"größe in cm": [1.5, None, 3.0], "name": ["a", None, "ü, \n"], "n": [1, 2, 3]}
 TABLE = pa.table(ROWS)
@@ -106,7 +107,11 @@ def test_files_with_different_columns_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name,content,message",
     [
-        ("a.csv", b"", r"a\.csv cannot be read as csv"),
+        ("a.csv", b"", r"holds no rows: a\.csv is empty"),
+        ("a.csv", b"\n\n", r"holds no rows: a\.csv is empty"),
+        ("a.jsonl", b" \n", r"holds no rows: a\.jsonl is empty"),
+        ("a.parquet", b"", r"holds no rows: a\.parquet is empty"),
+        ("a.csv", "wer\nJürgen\n".encode("latin-1"), r"a\.csv, column 'wer': the text is not UTF-8"),
         ("a.csv", b"a,b\n1\n", r"a\.csv cannot be read as csv"),
         ("a.csv", b"a,a\n1,2\n", r"a\.csv has the column 'a' more than once"),
         ("a.jsonl", b"{", r"a\.jsonl cannot be read as jsonl"),
@@ -149,6 +154,40 @@ def test_a_fingerprint_changes_with_a_byte_and_not_with_the_place(tmp_path: Path
     data = (tmp_path / "two" / "a.csv").read_bytes()
     (tmp_path / "two" / "a.csv").write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
     assert fingerprint(one) != fingerprint(two)
+
+
+EMPTY = {
+    "a.csv": b"",
+    "b.csv": b"n\n",
+    "c.jsonl": b"",
+    "d.jsonl": b"\n\n",
+    "e.parquet": b"",
+    "f.csv": b"\n",
+    "g.csv": b"other,columns\n",
+}
+
+
+def test_an_empty_file_among_many_is_skipped_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, content in EMPTY.items():
+        (tmp_path / name).write_bytes(content)
+    write(pa.table({"n": pa.array([], pa.string())}), tmp_path / "h.parquet")
+    write(pa.table({"n": [1, 2]}), tmp_path / "i.parquet")
+    for columns in (None, ["n"]):
+        caplog.clear()
+        with caplog.at_level("WARNING", logger="kit"):
+            assert read_table(str(tmp_path), columns=columns).to_pydict() == {"n": [1, 2]}
+        assert caplog.messages == [
+            "skipped 8 files without rows: a.csv, b.csv, c.jsonl, d.jsonl, e.parquet, ..."
+        ]
+
+
+def test_a_folder_of_empty_files_alone_is_refused(tmp_path: Path) -> None:
+    for name in ("a.csv", "c.jsonl"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError, match=r"holds no rows: a\.csv is empty"):
+        read_table(str(tmp_path))
 
 
 # columns

@@ -1,0 +1,1 @@
+"""What ``jobs.evaluate`` measures besides the metrics: slices, explanations, folds and curves."""

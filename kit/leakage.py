@@ -1,0 +1,117 @@
+"""What a held-out row must not share with the rows a model learned from.
+
+An id or a time that crosses fails the run; rows that are equal in every input are counted. The rows
+are only compared: how they were split is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kit.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Part to how a message calls its rows.
+_WORDS = {"train": "training", "validation": "validation", "test": "held-out"}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is compared between parts; each array has shape (n_rows,).
+
+    Attributes:
+        table: The rows, for the values in messages.
+        inputs: Codes that are equal where every input is.
+        id: The column of ids, where one is declared.
+        ids: Its codes, -1 where an id is missing; None where none is declared.
+        time: The column of time, where one is declared.
+        times: Its values; None where none is declared.
+    """
+
+    table: pa.Table
+    inputs: np.ndarray
+    id: str = ""
+    ids: np.ndarray | None = None
+    time: str = ""
+    times: np.ndarray | None = None
+
+
+def check_leakage(evidence: Evidence, parts: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], ...]:
+    """Refuse parts between which an id or a time crosses, and count equal rows.
+
+    Args:
+        evidence: What is compared.
+        parts: ``train``, ``validation`` and ``test`` to the positions of their rows.
+
+    Returns:
+        One object per check made: ``check``, ``found`` (how many) and ``detail`` in words.
+
+    Raises:
+        InputError: A value of the id is in two parts, or a training row is not earlier than the
+            validation and held-out rows, or a validation row not earlier than the held-out ones.
+    """
+    facts = []
+    if evidence.ids is not None:
+        _check_ids(evidence, evidence.ids, parts)
+        detail = f"no value of {evidence.id!r} is in two parts"
+        facts.append({"check": "id", "found": 0, "detail": detail})
+    if evidence.times is not None:
+        _check_times(evidence, evidence.times, parts)
+        detail = f"every training row is earlier by {evidence.time!r} than what it is judged on"
+        facts.append({"check": "time", "found": 0, "detail": detail})
+    n_codes = int(evidence.inputs.max(initial=-1)) + 1
+    learnt = np.zeros(n_codes, dtype=bool)
+    learnt[evidence.inputs[parts["train"]]] = True
+    counts = {part: int(learnt[evidence.inputs[parts[part]]].sum()) for part in ("validation", "test")}
+    found = sum(counts.values())
+    detail = (
+        f"{counts['validation']} validation rows and {counts['test']} held-out rows are equal to a training "
+        "row in every input"
+    )
+    facts.append({"check": "duplicate rows", "found": found, "detail": detail})
+    return tuple(facts)
+
+
+def _check_ids(evidence: Evidence, ids: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
+    n_ids = int(ids.max(initial=-1)) + 1
+    seen = {}
+    for part, positions in parts.items():
+        mine = ids[positions]
+        seen[part] = np.zeros(n_ids, dtype=bool)
+        seen[part][mine[mine >= 0]] = True
+    crossing = sum(mask.astype(np.int64) for mask in seen.values()) > 1
+    if not np.any(crossing):
+        return
+    code = int(np.argmax(crossing))
+    where = [_WORDS[part] for part, mask in seen.items() if mask[code]]
+    value = evidence.table.column(evidence.id)[int((ids == code).argmax())].as_py()
+    count = int(np.sum(crossing))
+    raise InputError(
+        f"leakage: {value!r} of the id {evidence.id!r} is in the {where[0]} and the {where[1]} rows "
+        f"({count} ids are in two parts)",
+        hint=f"set split = 'grouped' and group = {evidence.id!r} under [data]",
+    )
+
+
+def _check_times(evidence: Evidence, times: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
+    for earlier, later in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        if not len(parts[earlier]) or not len(parts[later]):
+            continue
+        before, after = times[parts[earlier]], times[parts[later]]
+        start = after.min()
+        count = int((before >= start).sum())
+        if count:
+            column = evidence.table.column(evidence.time)
+            last = column[int(parts[earlier][before.argmax()])].as_py()
+            first = column[int(parts[later][after.argmin()])].as_py()
+            raise InputError(
+                f"leakage: by {evidence.time!r} a {_WORDS[earlier]} row is of {last}, and the "
+                f"{_WORDS[later]} rows start at {first} ({count} {_WORDS[earlier]} rows are not earlier)",
+                hint="set split = 'time' under [data], or take time out where order does not matter",
+            )

@@ -1,0 +1,128 @@
+"""Sliding windows: the last values of a column, laid into each row as a list.
+
+A window looks back only, so a held-out row's window may hold values of training rows: that is what the
+model is given when it answers. Labels are not looked at. What is measured over a window belongs
+to the model's graph, not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kit.cleaning import Change, require_column
+from kit.errors import InputError, SettingsError
+from kit.row_codes import as_array, value_codes
+from kit.settings.prepare import WindowSettings
+from kit.times import read_times
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def add_windows(
+    table: pa.Table, windows: Sequence[WindowSettings], *, time: str | None
+) -> tuple[pa.Table, tuple[Change, ...]]:
+    """Add the columns that windows declare.
+
+    Each row gets the last ``length`` values of a column within the row's group, its own included, in the
+    order of time and oldest first; where there is not so much history, NaN stands at the start.
+    Of rows with equal times, those earlier in the table count as earlier.
+
+    Args:
+        table: n_rows rows in any order, which they keep.
+        windows: What kit.toml declares.
+        time: The column [data] time names, for windows that name none.
+
+    Returns:
+        The table with one column of lists (float32, ``length`` values each) per window, and one
+        change per window.
+
+    Raises:
+        InputError: A value of a time or group is missing, or the column does not hold numbers.
+        SettingsError: A column is not there, is there already, or no time is named.
+    """
+    import pyarrow as pa
+
+    changes = []
+    for window in windows:
+        if window.name in table.column_names:
+            raise SettingsError(
+                f"the window {window.name!r} has the name of a column of the data", hint="choose another name"
+            )
+        values = window_values(table, window, time=time)
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), window.length)
+        table = table.append_column(window.name, lists)
+        n_short = int(np.isnan(values[:, 0]).sum())
+        whose = f" per {window.group}" if window.group else ""
+        detail = (
+            f"{window.name!r} holds the last {window.length} values of {window.column!r}{whose}; "
+            f"{n_short} rows start with a missing one"
+        )
+        changes.append(Change("window", window.name, table.num_rows, table.num_rows, table.num_rows, detail))
+    return table, tuple(changes)
+
+
+def window_values(table: pa.Table, window: WindowSettings, *, time: str | None) -> np.ndarray:
+    """Collect the values of one window; see ``add_windows``.
+
+    Returns:
+        float32, shape (n_rows, length).
+    """
+    time = window.time or time
+    if time is None:
+        raise SettingsError(
+            f"the window {window.name!r} has no time to order the rows by",
+            hint="set time under [[prepare.windows]], or [data] time",
+        )
+    for column in (window.column, time, *((window.group,) if window.group else ())):
+        require_column(column, table.column_names, what=f"the window {window.name!r}")
+    values = _numbers(table.column(window.column), window.column)
+    times = read_times(table.column(time), name=time).values
+    groups = np.zeros(len(values), dtype=np.int64)
+    if window.group:
+        groups = value_codes(table.column(window.group))
+        if (groups < 0).any():
+            raise InputError(
+                f"group column {window.group!r}, row {int((groups < 0).argmax())}: a value is missing",
+                hint="fill or drop those rows; each needs a history of its own",
+            )
+    return _lay_out(values, np.lexsort((times, groups)), groups, window.length)  # lexsort is stable
+
+
+def _lay_out(values: np.ndarray, order: np.ndarray, groups: np.ndarray, length: int) -> np.ndarray:
+    """Lay the values that lie before each in an order into rows, NaN where another group begins."""
+    laid = np.empty((len(values), length), dtype=np.float32)
+    if not len(values):
+        return laid
+    ordered, members = values[order], groups[order]
+    starts = np.flatnonzero(np.concatenate([[True], members[1:] != members[:-1]]))
+    lengths = np.diff(np.concatenate([starts, [len(members)]]))
+    since_start = np.arange(len(members)) - np.repeat(starts, lengths)
+    padded = np.concatenate([np.full(length - 1, np.nan, dtype=np.float32), ordered])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, length).copy()
+    for index in range(length - 1):
+        windows[since_start < length - 1 - index, index] = np.nan
+    laid[order] = windows
+    return laid
+
+
+def _numbers(column: Any, name: str) -> np.ndarray:
+    import pyarrow as pa
+
+    array = as_array(column)
+    kind = array.type
+    if pa.types.is_null(kind):
+        return np.full(len(array), np.nan, dtype=np.float32)
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise InputError(
+            f"column {name!r} holds values of type {kind}; a window collects numbers",
+            hint="name a column of numbers under [[prepare.windows]]",
+        )
+    with np.errstate(over="ignore"):
+        values = array.to_numpy(zero_copy_only=False)
+        if values.dtype == object:  # booleans with nulls
+            values = np.array([np.nan if value is None else value for value in values])
+        return np.asarray(values, dtype=np.float32)

@@ -1,0 +1,57 @@
+"""Compressing on a real local Ray: what survives a kill."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.compress import compress, conclude, plan
+from jobs.fitting.local import fit_here
+from kit.project import Project
+from kit.settings import CompressSettings
+
+pytestmark = pytest.mark.timeout(480)
+
+FLAGS = {"model": "blobs", "method": "quantize", "epochs": 20}
+
+
+def copy(trained: Any, folder: Path) -> Project:
+    shutil.copytree(trained.project.folder, folder)
+    return Project.open(folder)
+
+
+def test_a_compression_killed_on_the_way_ends_with_the_same_version(
+    lab: Any, trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed, whole = (copy(trained, tmp_path / name / "blobs") for name in ("killed", "whole"))
+    checkpoints = killed.state / "compress"
+    driver = lab.start(killed, "compress", FLAGS)
+    lab.await_event(
+        lambda: any(checkpoints.rglob("progress.json")) or driver.poll() is not None, timeout_s=180
+    )
+    driver.kill()
+    driver.communicate(timeout=60)
+    assert driver.returncode == -signal.SIGKILL
+    assert [record.number for record in killed.registry().versions("blobs")] == [1]
+
+    with caplog.at_level(logging.INFO, logger="kit"):
+        result = compress(killed, killed.command("compress", CompressSettings, FLAGS))
+    said = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("continuing the interrupted run") for line in said)
+    assert not any(line.startswith("epoch 1:") for line in said)
+    assert [each.epoch for each in result.epochs] == list(range(1, len(result.epochs) + 1))
+    assert not list(checkpoints.iterdir())
+
+    planned = plan(whole, whole.command("compress", CompressSettings, FLAGS))
+    expected = conclude(
+        planned,
+        fit_here(whole, planned.fit, planned.arrays, build=planned.build, hear=lambda epoch: None),
+    )
+    assert result.candidate.version.digest == expected.candidate.version.digest
+    assert result.candidate.version.number == 2
+    assert (result.pays, result.reason) == (expected.pays, expected.reason)

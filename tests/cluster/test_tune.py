@@ -1,0 +1,359 @@
+"""Studies on a real local Ray: what survives a kill, what a failing trial costs, where the ledger lies."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from jobs.tune import TuneResult, tune
+from kit.errors import InputError, ProjectError, SettingsError
+from kit.project import Project
+from kit.settings import TuneSettings
+
+pytestmark = pytest.mark.timeout(240)
+
+#: Six trials of eight epochs, each about a second, whose values decide everything about them.
+TUNE = """
+[tune]
+search = "random"
+scheduler = "none"
+trials = 5
+
+[tune.space.train]
+learning_rate = { log = [1e-3, 1e-1] }
+"""
+
+#: A factory whose ``mood`` decides how a trial ends.
+MOODS = """
+
+import signal
+
+class Moody(Blobs):
+    def __init__(self, mood, **more):
+        super().__init__(bad=mood == "diverges", **more)
+        self.mood = mood
+
+    def forward(self, x):
+        if self.training and self.mood == "crashes":
+            raise KeyError("no such row")
+        if self.training and self.mood == "takes all":
+            torch.empty(1 << 60)
+        if self.training and self.mood == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+def moody(*, pause_s, n_classes, mood="good"):
+    return Moody(mood, pause_s=pause_s, n_classes=n_classes)
+"""
+
+
+def settings(project: Project, **flags: Any) -> TuneSettings:
+    return project.command("tune", TuneSettings, flags)
+
+
+def make(lab: Any, trained: Any, folder: Path, *, pause_s: float = 0.0, more: str = TUNE) -> Project:
+    """Write a project whose trials take eight epochs."""
+    lab.twin(trained.project, folder)
+    text = (folder / "kit.toml").read_text()
+    text = text.replace("pause_s = 0.03", f"pause_s = {pause_s}").replace(
+        "epochs = 24\nbatch", "epochs = 8\nbatch"
+    )
+    (folder / "kit.toml").write_text(text + more)
+    with (folder / "model.py").open("a") as code:
+        code.write(MOODS)
+    return Project.open(folder)
+
+
+def ledger_of(project: Project) -> dict[int, dict[str, Any]]:
+    files = sorted((project.state / "tune").glob("*/trials/*.json"))
+    return {record["number"]: record for record in (json.loads(file.read_text()) for file in files)}
+
+
+def said(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if words in record.getMessage()]
+
+
+def facts(result: TuneResult) -> list[tuple[Any, ...]]:
+    return [
+        (each.number, each.parameters, each.status, each.value, each.best_epoch) for each in result.trials
+    ]
+
+
+@pytest.fixture(scope="module")
+def plain(lab: Any, trained: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, TuneResult]:
+    """A study nobody disturbed."""
+    project = make(lab, trained, tmp_path_factory.mktemp("plain") / "blobs", pause_s=0.02)
+    return project, tune(project, settings(project))
+
+
+def test_the_best_trials_best_weights_become_a_candidate_that_names_its_study(
+    plain: tuple[Project, TuneResult],
+) -> None:
+    project, result = plain
+    values = [each.value for each in result.trials]
+    assert [each.status for each in result.trials] == ["finished"] * 5
+    assert result.best.value == min(value for value in values if value is not None)
+    losses = [each["validation_loss"] for each in result.best.epochs]
+    assert losses[result.best.best_epoch - 1] == min(losses) == result.best.value
+    _, version = project.open_version("blobs@candidate")
+    lineage = version.manifest["lineage"]
+    assert lineage["study"]["parameters"] == result.best.parameters
+    assert lineage["train"]["learning_rate"] == result.best.parameters["learning_rate"]
+    record = json.loads(result.record.read_bytes())
+    assert (record["best"], record["version"], len(record["trials"])) == (result.best.number, 1, 5)
+    assert sum(record["importance"].values()) == pytest.approx(1.0, abs=1e-3)
+    study = project.state / "tune" / result.study
+    assert sorted(each.name for each in study.iterdir()) in (
+        ["study.json", "trials"],
+        ["checkpoints", "study.json", "trials"],
+    )
+    assert not list(study.glob("checkpoints/*"))
+
+
+def test_a_study_whose_driver_and_worker_are_killed_ends_as_if_nothing_had_happened(
+    lab: Any,
+    trained: Any,
+    plain: tuple[Project, TuneResult],
+    tmp_path: Path,
+    at: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    project = make(lab, trained, tmp_path / "blobs", pause_s=0.02)
+    driver = lab.start(project, "tune", {})
+
+    def one_ended_another_trains() -> bool:
+        states = [each["status"] for each in ledger_of(project).values()]
+        kept = list((project.state / "tune").glob("*/checkpoints/*/curve.json"))
+        return driver.poll() is not None or ("finished" in states and "running" in states and len(kept) > 1)
+
+    lab.await_event(one_ended_another_trains)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate(timeout=60)
+    assert driver.returncode == -signal.SIGKILL
+    before = ledger_of(project)
+    lab.await_event(lambda: not lab.processes(), timeout_s=60)
+
+    killed: list[int] = []
+
+    def kill_a_trial() -> None:
+        for worker in lab.processes("ray::ImplicitFunc")[:1]:
+            killed.append(worker.pid)
+            worker.kill()
+
+    at("finished", kill_a_trial)
+    with caplog.at_level(logging.INFO, logger="kit"):
+        result = tune(project, settings(project))
+    assert killed
+    assert said(caplog, "continuing the study")
+    for number, trial in before.items():
+        assert result.trials[number - 1].parameters == trial["parameters"]
+        if trial["status"] == "finished":
+            assert not said(caplog, f"trial {number} finished"), "it was run again"
+    assert facts(result) == facts(plain[1])
+    assert result.candidate.version.digest == plain[1].candidate.version.digest
+
+
+def test_a_trial_that_crashes_diverges_dies_or_takes_all_memory_fails_and_the_study_goes_on(
+    lab: Any, trained: Any, tmp_path: Path
+) -> None:
+    moods = ["crashes", "diverges", "takes all", "dies", "good"]
+    space = f"[tune]\nsearch = 'grid'\n[tune.space.parameters]\nmood = {{ choice = {moods} }}\n"
+    project = make(lab, trained, tmp_path / "blobs", more=space)
+    path = project.folder / "kit.toml"
+    path.write_text(path.read_text().replace("model:build", "model:moody"))
+    project = Project.open(project.folder)
+    result = tune(project, settings(project))
+    reasons = {each.parameters["mood"]: each.reason for each in result.trials if each.status == "failed"}
+    assert reasons["crashes"] == "KeyError: 'no such row'"
+    assert "the loss of epoch 1 is not finite" in reasons["diverges"]
+    assert "out of memory" in reasons["takes all"] or "memory" in reasons["takes all"]
+    assert reasons["dies"] == "its process was killed 4 times"
+    assert result.best.parameters == {"mood": "good"}
+    record = json.loads(result.record.read_bytes())
+    assert [each["reason"] for each in record["trials"]] == [each.reason for each in result.trials]
+
+    path.write_text(path.read_text().replace(str(moods), "['crashes']"))
+    project = Project.open(project.folder)
+    with pytest.raises(InputError, match=r"none of 1 trials has worked: KeyError: 'no such row'"):
+        tune(project, settings(project))
+
+
+@pytest.mark.parametrize(
+    "space, error, message",
+    [
+        ("parameters]\npause = { uniform = [0.0, 0.1] }", ProjectError, "takes no parameter 'pause'"),
+        ("parameters]\nmood = { integer = [1, 2] }", ProjectError, "takes no parameter 'mood'"),
+        ("train]\nlearning_rat = { log = [1e-3, 1e-1] }", SettingsError, "'learning_rat' is not a key"),
+    ],
+)
+def test_a_space_with_a_wrong_name_is_refused_before_ray_starts(
+    lab: Any,
+    trained: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    space: str,
+    error: type[InputError],
+    message: str,
+) -> None:
+    project = make(lab, trained, tmp_path / "blobs", more=f"[tune.space.{space}\n")
+    with caplog.at_level(logging.INFO, logger="kit"), pytest.raises(error, match=message):
+        tune(project, settings(project))
+    assert not said(caplog, "starting Ray")
+
+
+class _Door(http.server.BaseHTTPRequestHandler):
+    """Passes requests on to an S3, and refuses every write while it is shut."""
+
+    protocol_version = "HTTP/1.1"
+    target = ""
+    shut = threading.Event()
+    refused = 0
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+    def _pass(self) -> None:
+        body = self._body()
+        if type(self).shut.is_set() and self.command in ("PUT", "POST"):
+            type(self).refused += 1
+            self._answer(503, {}, b"<Error><Code>SlowDown</Code><Message>later</Message></Error>")
+            return
+        dropped = ("transfer-encoding", "content-length", "expect")
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
+        inner = http.client.HTTPConnection(urlsplit(self.target).netloc, timeout=30)
+        inner.request(self.command, self.path, body=body, headers=headers)
+        answer = inner.getresponse()
+        content = answer.read()
+        self._answer(answer.status, dict(answer.getheaders()), content)
+        inner.close()
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+    def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            if name.lower() not in ("content-length", "transfer-encoding", "connection", "server", "date"):
+                self.send_header(name, value)
+        length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(content))
+        self.send_header("Content-Length", length)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass  # noqa: N815  # names the server calls
+
+
+@pytest.fixture
+def door(s3_endpoint: str) -> Iterator[str]:
+    """The address of an S3 that can be made to refuse writes."""
+    _Door.target, _Door.refused = s3_endpoint, 0
+    _Door.shut.clear()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Door)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_study_on_an_s3_that_refuses_writes_for_a_while_loses_nothing(
+    lab: Any,
+    trained: Any,
+    plain: tuple[Project, TuneResult],
+    tmp_path: Path,
+    door: str,
+    s3_environment: pytest.MonkeyPatch,
+    at: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    import boto3
+
+    s3_environment.setenv("AWS_ENDPOINT_URL", door)
+    boto3.client("s3").create_bucket(Bucket="studies")
+    project = make(lab, trained, tmp_path / "blobs", pause_s=0.02)
+
+    def shut() -> None:
+        _Door.shut.set()
+        threading.Thread(target=open_again, daemon=True).start()
+
+    def open_again() -> None:
+        lab.await_event(lambda: _Door.refused > 2, timeout_s=60)
+        _Door.shut.clear()
+
+    at("trial 1 finished", shut)
+    with caplog.at_level(logging.INFO, logger="kit"):
+        result = tune(project, settings(project, storage="s3://studies/here"))
+    assert _Door.refused > 2
+    assert facts(result) == facts(plain[1])
+    client = boto3.client("s3")
+    keys = [each["Key"] for each in client.list_objects_v2(Bucket="studies")["Contents"]]
+    assert sorted(key.partition(result.study)[2] for key in keys if not key.endswith("/")) == [
+        "/study.json",
+        *(f"/trials/{number:04d}.json" for number in range(1, 6)),
+    ]
+
+
+def test_a_scheduler_stops_trials_and_optuna_learns_from_those_of_an_earlier_driver(
+    lab: Any, trained: Any, tmp_path: Path, at: Any
+) -> None:
+    project = make(lab, trained, tmp_path / "blobs")
+    chosen = {"search": "optuna", "scheduler": "asha", "grace_epochs": 2, "trials": 8, "concurrent": 1}
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    at("trial 3 ", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tune(project, settings(project, **chosen))
+    before = ledger_of(project)
+    result = tune(project, settings(project, **chosen))
+    assert len(result.trials) == 8
+    assert "stopped" in {each.status for each in result.trials}
+    assert all(result.trials[number - 1].parameters == each["parameters"] for number, each in before.items())
+    rates = {each.parameters["learning_rate"] for each in result.trials}
+    assert len(rates) == 8
+
+
+def test_a_population_shares_weights_and_changes_settings(lab: Any, trained: Any, tmp_path: Path) -> None:
+    project = make(lab, trained, tmp_path / "blobs", pause_s=0.01)
+    result = tune(project, settings(project, search="pbt", trials=4, perturb_epochs=2, metric="accuracy"))
+    assert all(each.status == "finished" for each in result.trials), result.trials
+    assert result.best.value is not None
+    assert result.best.value > 0.5
+    assert result.mode == "max"
+
+
+def test_a_time_budget_ends_trials_and_what_they_reached_counts(
+    lab: Any, trained: Any, tmp_path: Path
+) -> None:
+    project = make(lab, trained, tmp_path / "blobs", pause_s=0.05)
+    path = project.folder / "kit.toml"
+    path.write_text(
+        path.read_text().replace("epochs = 8\nbatch", "epochs = 5000\nbatch").replace("= 24", "= 5000")
+    )
+    project = Project.open(project.folder)
+    result = tune(project, settings(project, trials=2, time_budget_s=15.0))
+    assert {each.status for each in result.trials} <= {"stopped", "failed"}
+    assert result.best.status == "stopped"
+    assert result.best.reason == "the time budget was spent"
+    assert result.candidate.version.number == 1

@@ -1,0 +1,433 @@
+"""Estimators, fitted, written as ONNX and asked like a network: exactly, or refused by name."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from edge.export import export
+from jobs.exporting.estimator_graph import check_estimator_parity
+from jobs.exporting.graph import export_onnx, export_program, python_reference
+from jobs.exporting.parity import adversarial_rows, run_onnx
+from jobs.fitting.estimators import check_estimator, fit_estimator
+from jobs.predict import predict
+from jobs.preparation.prepared import Prepared
+from jobs.train import train
+from kit.data import Part, Split, load
+from kit.errors import GateError, InputError, MissingDependencyError, ProjectError
+from kit.models import models
+from kit.project import Project
+from kit.runner import softmax
+from kit.settings import ExportSettings, ModelsSettings, PredictSettings, TrainSettings
+from kit.signature import Signature
+from kit.signing import generate_key
+
+COLUMNS = ("a", "b", "c", "d")
+KIT_TOML = """
+[project]
+name = "trees"
+task = "{task}"
+
+[data]
+path = "rows.parquet"
+label = "answer"
+inputs = [{{ name = "x", columns = ["a", "b", "c", "d"]{bounds} }}]
+
+[model]
+estimator = "{estimator}"
+parameters = {{ {parameters} }}
+"""
+
+SMALL = "n_estimators = 8"
+CLASSIFIERS = {
+    "sklearn.linear_model:LogisticRegression": "",
+    "sklearn.linear_model:SGDClassifier": "loss = 'log_loss'",
+    "sklearn.tree:DecisionTreeClassifier": "max_depth = 5",
+    "sklearn.ensemble:RandomForestClassifier": SMALL,
+    "sklearn.ensemble:ExtraTreesClassifier": SMALL,
+    "sklearn.ensemble:GradientBoostingClassifier": SMALL,
+    "sklearn.ensemble:AdaBoostClassifier": SMALL,
+    "sklearn.ensemble:BaggingClassifier": "n_estimators = 4",
+    "sklearn.calibration:CalibratedClassifierCV": "",
+    "sklearn.svm:SVC": "probability = true",
+    "sklearn.svm:NuSVC": "probability = true, nu = 0.1",
+    "sklearn.neural_network:MLPClassifier": "hidden_layer_sizes = 8, learning_rate_init = 0.02",
+    "sklearn.naive_bayes:GaussianNB": "",
+    "sklearn.naive_bayes:BernoulliNB": "",
+    "sklearn.discriminant_analysis:QuadraticDiscriminantAnalysis": "",
+    "lightgbm:LGBMClassifier": SMALL,
+    "xgboost:XGBClassifier": SMALL,
+}
+REGRESSORS = {
+    "sklearn.linear_model:LinearRegression": "",
+    "sklearn.linear_model:Ridge": "alpha = 0.5",
+    "sklearn.linear_model:Lasso": "alpha = 0.01",
+    "sklearn.linear_model:ElasticNet": "alpha = 0.01",
+    "sklearn.linear_model:HuberRegressor": "",
+    "sklearn.svm:SVR": "",
+    "sklearn.svm:LinearSVR": "",
+    "sklearn.neural_network:MLPRegressor": "hidden_layer_sizes = 8, learning_rate_init = 0.02",
+    "sklearn.tree:DecisionTreeRegressor": "max_depth = 5",
+    "sklearn.ensemble:RandomForestRegressor": SMALL,
+    "sklearn.ensemble:ExtraTreesRegressor": SMALL,
+    "sklearn.ensemble:GradientBoostingRegressor": SMALL,
+    "sklearn.ensemble:AdaBoostRegressor": SMALL,
+    "lightgbm:LGBMRegressor": SMALL,
+    "xgboost:XGBRegressor": SMALL,
+}
+
+
+def project_of(
+    folder: Path, estimator: str, parameters: str = "", *, task: str = "classification", bounds: str = ""
+) -> Project:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "kit.toml").write_text(
+        KIT_TOML.format(task=task, estimator=estimator, parameters=parameters, bounds=bounds)
+    )
+    return Project.open(folder)
+
+
+def clouds(n_rows: int, *, n_classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Points around one centre for each class, close enough to overlap."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(n_rows) % n_classes
+    return (random.normal(size=(n_rows, 4)) + 2.0 * np.eye(4)[labels]).astype(np.float32), labels
+
+
+def prepared_of(
+    project: Project, rows: np.ndarray, labels: np.ndarray, *, signature: Signature | None = None
+) -> Prepared:
+    """Lay rows out as training reads them: three quarters to learn from, the rest to validate and test."""
+    regression = project.settings.project.task == "regression"
+    classes: tuple[Any, ...] = () if regression else tuple(range(int(labels.max()) + 1))
+    signature = signature or project.settings.signature(classes)
+    labels = labels.astype(np.float32 if regression else np.int64)
+    cut = 3 * len(rows) // 4
+    parts = [
+        Part({"x": rows[chosen]}, labels[chosen], np.arange(len(rows))[chosen])
+        for chosen in (slice(0, cut), slice(cut, None), slice(cut, None))
+    ]
+    split = Split(*parts, classes=classes, fingerprint="0" * 64, n_rows=len(rows))
+    return Prepared(split, signature, None, rows[:cut], rows[cut:])
+
+
+def proven(project: Project, prepared: Prepared) -> tuple[Any, bytes]:
+    """Fit, export, and compare on ordinary and adversarial rows."""
+    fitted = fit_estimator(project, prepared, seed=0, threads=1)
+    signature = prepared.signature
+    model = export_onnx(fitted.model, transformer=None, signature=signature, sample=prepared.train[:2])
+    tests = prepared.split.test.tensors
+    strange = adversarial_rows(signature, sample={name: array[:8] for name, array in tests.items()})
+    check_estimator_parity(
+        fitted.model,
+        python_reference(fitted.model, transformer=None, signature=signature),
+        run_onnx(model),
+        rows={name: np.concatenate([tests[name], strange[name]]) for name in tests},
+        tolerance=1e-4,
+    )
+    return fitted.model, model
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("estimator", CLASSIFIERS)
+def test_a_classifier_answers_as_onnx_like_itself(tmp_path: Path, estimator: str, n_classes: int) -> None:
+    project = project_of(tmp_path, estimator, CLASSIFIERS[estimator])
+    rows, labels = clouds(240, n_classes=n_classes)
+    _, model = proven(project, prepared_of(project, rows, labels))
+    answers = run_onnx(model)({"x": rows})
+    assert [answers[name].dtype for name in ("label", "probabilities", "logits")] == [
+        np.int64,
+        np.float32,
+        np.float32,
+    ]
+    assert answers["probabilities"].shape == answers["logits"].shape == (240, n_classes)
+    np.testing.assert_allclose(softmax(answers["logits"]), answers["probabilities"], atol=1e-5)
+    assert (answers["label"] == labels).mean() > 0.6
+
+
+@pytest.mark.parametrize("estimator", REGRESSORS)
+def test_a_regressor_answers_as_onnx_like_itself(tmp_path: Path, estimator: str) -> None:
+    project = project_of(tmp_path, estimator, REGRESSORS[estimator], task="regression")
+    rows, labels = clouds(240, n_classes=3)
+    prepared = prepared_of(project, rows, rows @ np.array([1.0, 2.0, -1.0, 0.5]) + labels)
+    _, model = proven(project, prepared)
+    value = run_onnx(model)({"x": rows})["value"]
+    assert (value.dtype, value.shape) == (np.float32, (240,))
+
+
+@pytest.mark.parametrize(
+    "estimator, parameters, task, said, hint",
+    [
+        ("sklearn.svm:LinearSVC", "", "classification", "gives no probabilities", "CalibratedClassifierCV"),
+        ("sklearn.svm:SVC", "", "classification", "gives no probabilities", "probability = true"),
+        ("sklearn.linear_model:RidgeClassifier", "", "classification", "no probabilities", "LogisticRegr"),
+        ("sklearn.linear_model:SGDClassifier", "", "classification", "no probabilities", "log_loss"),
+        ("sklearn.ensemble:HistGradientBoostingClassifier", "", "classification", "exactly", "lightgbm"),
+        ("sklearn.gaussian_process:GaussianProcessClassifier", "", "classification", "exactly", "SVC"),
+        ("sklearn.kernel_ridge:KernelRidge", "", "regression", "exactly", "SVR"),
+        ("xgboost:XGBRFClassifier", "", "classification", "exactly", "RandomForest"),
+        (
+            "xgboost:XGBClassifier",
+            "booster = 'gblinear'",
+            "classification",
+            "'gblinear'",
+            "leave booster out",
+        ),
+        ("xgboost:XGBRegressor", "missing = 0", "regression", "missing = 0", "prepare"),
+        ("lightgbm:LGBMRegressor", "boosting_type = 'rf'", "regression", "'rf'", "leave boosting_type out"),
+        ("lightgbm:LGBMClassifier", "num_leafs = 7", "classification", "'num_leafs'", "'num_leaves'"),
+        (
+            "sklearn.ensemble:RandomForestClassifier",
+            "n_estimator = 7",
+            "classification",
+            "no parameter",
+            "'n_es",
+        ),
+        ("sklearn.ensemble:RandomForestClasifier", "", "classification", "no estimator", "ForestClassifier'"),
+        ("sklearn.ensembles:RandomForestClassifier", "", "classification", "no module", "documentation"),
+        (
+            "sklearn.ensemble:RandomForestRegressor",
+            "",
+            "classification",
+            "no classifier",
+            "name a classifier",
+        ),
+        ("sklearn.linear_model:LogisticRegression", "", "regression", "is no regressor", "name a regressor"),
+        ("lightgbm:LGBMRanker", "", "regression", "is no regressor", "name a regressor"),
+        ("sklearn.preprocessing:StandardScaler", "", "regression", "is no regressor", "name a regressor"),
+        ("sklearn.ensemble:StackingClassifier", "", "classification", "arguments that kit.toml", "factory"),
+        ("catboost:CatBoostClassifier", "", "classification", "not of scikit-learn", "factory"),
+        ("os:system", "", "classification", "not of scikit-learn", "factory"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_by_name_before_any_work(
+    tmp_path: Path, estimator: str, parameters: str, task: str, said: str, hint: str
+) -> None:
+    project = project_of(tmp_path, estimator, parameters, task=task)
+    with pytest.raises(ProjectError) as caught:
+        check_estimator(project)
+    assert said in caught.value.message
+    assert hint in str(caught.value.hint)
+
+
+def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxmltools", None)
+    project = project_of(tmp_path, "lightgbm:LGBMClassifier")
+    with pytest.raises(MissingDependencyError, match="needs onnxmltools") as caught:
+        check_estimator(project)
+    assert caught.value.hint == "pip install 'batch-edge-kit[boosting]'"
+
+
+@pytest.mark.parametrize(
+    "estimator, n_classes",
+    [
+        ("sklearn.neighbors:KNeighborsClassifier", 3),  # far away all distances are equal in float32
+        ("sklearn.discriminant_analysis:LinearDiscriminantAnalysis", 2),  # its converter is wrong for two
+    ],
+)
+def test_a_graph_that_answers_something_else_is_refused_with_the_estimators_name(
+    tmp_path: Path, estimator: str, n_classes: int
+) -> None:
+    project = project_of(tmp_path, estimator)
+    prepared = prepared_of(project, *clouds(240, n_classes=n_classes))
+    with pytest.raises(GateError, match=estimator.partition(":")[2]) as caught:
+        proven(project, prepared)
+    assert "name another estimator" in str(caught.value.hint)
+
+
+def test_neighbours_are_exact_where_the_inputs_are_bounded(tmp_path: Path) -> None:
+    project = project_of(
+        tmp_path, "sklearn.neighbors:KNeighborsClassifier", bounds=", minimum = -10, maximum = 10"
+    )
+    proven(project, prepared_of(project, *clouds(240, n_classes=3)))
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("estimator", ["lightgbm:LGBMClassifier", "xgboost:XGBClassifier"])
+def test_boosters_send_missing_values_where_they_learned_to(
+    tmp_path: Path, estimator: str, n_classes: int
+) -> None:
+    rows, labels = clouds(400, n_classes=n_classes)
+    rows[np.random.default_rng(1).random(rows.shape) < 0.2] = np.nan
+    rows[:, 3] = np.abs(rows[:, 3])  # and where no row of a column told them
+    rows[:, 3] = np.where(np.isnan(rows[:, 3]), 1.0, rows[:, 3])
+    project = project_of(tmp_path, estimator, SMALL, bounds=", nullable = true")
+    prepared = prepared_of(project, rows, labels)
+    fitted, model = proven(project, prepared)
+    asked = rows.copy()
+    asked[:, 3] = np.nan
+    given = run_onnx(model)({"x": asked})["probabilities"]
+    np.testing.assert_allclose(given, fitted.predict_proba(asked), atol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["sklearn.ensemble:RandomForestClassifier", "sklearn.svm:SVC"])
+def test_scikit_learn_is_not_fitted_on_missing_values(tmp_path: Path, estimator: str) -> None:
+    rows, labels = clouds(80, n_classes=2)
+    rows[5:8, 2] = np.nan
+    project = project_of(tmp_path, estimator, "probability = true" if "svm" in estimator else "")
+    with pytest.raises(ProjectError, match="feature 2 is missing or infinite in 3 of 60") as caught:
+        fit_estimator(project, prepared_of(project, rows, labels), seed=0, threads=1)
+    assert "lightgbm" in str(caught.value.hint)
+
+
+def test_thresholds_between_neighbouring_floats_send_rows_the_right_way(tmp_path: Path) -> None:
+    values = np.float32(1e7) + np.arange(40, dtype=np.float32)  # each the next float32 after the other
+    rows = np.random.default_rng(0).choice(values, size=(3000, 4)).astype(np.float32)
+    labels = rows[:, 0].astype(np.int64) % 2
+    project = project_of(tmp_path, "lightgbm:LGBMClassifier", "n_estimators = 20, min_child_samples = 5")
+    fitted, model = proven(project, prepared_of(project, rows, labels))
+    given = run_onnx(model)({"x": rows})["probabilities"]
+    np.testing.assert_allclose(given, fitted.predict_proba(rows), atol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["lightgbm:LGBMClassifier", "xgboost:XGBClassifier"])
+def test_early_stopping_reads_the_validation_rows_and_only_the_best_rounds_are_written(
+    tmp_path: Path, estimator: str
+) -> None:
+    project = project_of(
+        tmp_path, estimator, "n_estimators = 200, early_stopping_rounds = 3, learning_rate = 0.5"
+    )
+    fitted, model = proven(project, prepared_of(project, *clouds(400, n_classes=3)))
+    best = fitted.best_iteration_ if "lightgbm" in estimator else fitted.best_iteration + 1
+    (ensemble,) = [node for node in onnx.load_from_string(model).graph.node if "TreeEns" in node.op_type]
+    trees = next(set(each.ints) for each in ensemble.attribute if each.name == "nodes_treeids")
+    assert 0 < best < 200
+    assert len(trees) == 3 * best
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    ["sklearn.ensemble:RandomForestClassifier", "lightgbm:LGBMClassifier", "xgboost:XGBClassifier"],
+)
+def test_two_fits_on_any_number_of_threads_give_the_same_bytes(tmp_path: Path, estimator: str) -> None:
+    project = project_of(tmp_path, estimator, SMALL)
+    prepared = prepared_of(project, *clouds(300, n_classes=3))
+    models = []
+    for threads in (1, 2):
+        fitted = fit_estimator(project, prepared, seed=7, threads=threads).model
+        models.append(
+            export_onnx(fitted, transformer=None, signature=prepared.signature, sample=prepared.train[:2])
+        )
+    assert models[0] == models[1]
+    assert b"skl2onnx" not in models[0]
+    assert b"OnnxML" not in models[0]
+    graph = onnx.load_from_string(models[0])
+    assert {(each.domain, each.version) for each in graph.opset_import} == {("", 18), ("ai.onnx.ml", 3)}
+    assert export_program(fitted, sample=prepared.train[:2]) is None
+
+
+def test_another_seed_gives_another_forest(tmp_path: Path) -> None:
+    project = project_of(tmp_path, "sklearn.ensemble:RandomForestClassifier", SMALL)
+    prepared = prepared_of(project, *clouds(300, n_classes=3))
+    one, other = (fit_estimator(project, prepared, seed=seed, threads=1).model for seed in (1, 2))
+    assert not np.array_equal(one.predict_proba(prepared.train), other.predict_proba(prepared.train))
+
+
+def test_an_image_is_read_as_one_flat_row(tmp_path: Path) -> None:
+    project = project_of(tmp_path, "sklearn.ensemble:ExtraTreesClassifier", SMALL)
+    rows, labels = clouds(240, n_classes=2)
+    folder = tmp_path / "images"
+    text = (project.folder / "kit.toml").read_text()
+    folder.mkdir()
+    image = '[{ name = "x", columns = ["pixels"], shape = [1, 2, 2] }]'
+    (folder / "kit.toml").write_text(text.replace('[{ name = "x", columns = ["a", "b", "c", "d"] }]', image))
+    project = Project.open(folder)
+    proven(project, prepared_of(project, rows.reshape(-1, 1, 2, 2), labels))
+
+
+def test_a_class_without_a_training_row_is_refused(tmp_path: Path) -> None:
+    project = project_of(tmp_path, "sklearn.naive_bayes:GaussianNB")
+    rows, labels = clouds(80, n_classes=2)
+    labels[-1] = 2
+    with pytest.raises(ProjectError, match="class number 2 has no training row"):
+        fit_estimator(project, prepared_of(project, rows, labels), seed=0, threads=1)
+
+
+def test_a_value_the_library_refuses_is_said_in_its_words(tmp_path: Path) -> None:
+    project = project_of(tmp_path, "sklearn.ensemble:RandomForestClassifier", "n_estimators = -3")
+    with pytest.raises(ProjectError, match=r"RandomForestClassifier cannot be fitted: .*n_estimators"):
+        fit_estimator(project, prepared_of(project, *clouds(80, n_classes=2)), seed=0, threads=1)
+
+
+def test_an_estimator_that_did_not_converge_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    project = project_of(tmp_path, "sklearn.linear_model:LogisticRegression", "max_iter = 1")
+    with caplog.at_level(logging.WARNING, logger="kit"):
+        fit_estimator(project, prepared_of(project, *clouds(80, n_classes=2)), seed=0, threads=1)
+    assert any("LogisticRegression: lbfgs failed to converge" in each for each in caplog.messages)
+
+
+PROJECT_TOML = """
+[project]
+name = "{name}"
+
+[data]
+path = "rows.parquet"
+label = "kind"
+inputs = [
+    {{ name = "x", columns = ["a", "b"], nullable = true }},
+    {{ name = "site", columns = ["site"], dtype = "string" }},
+]
+
+[model]
+estimator = "{estimator}"
+preprocessing = "columns:build"
+parameters = {{ n_estimators = 10 }}
+"""
+COLUMNS_PY = """
+from sklearn.compose import ColumnTransformer
+from sklearn.impute import SimpleImputer
+from sklearn.preprocessing import OneHotEncoder
+
+
+def build():
+    one_hot = OneHotEncoder(handle_unknown="ignore")
+    return ColumnTransformer([("x", SimpleImputer(), ["a", "b"]), ("site", one_hot, ["site"])])
+"""
+
+
+@pytest.mark.parametrize("estimator", ["sklearn.ensemble:RandomForestClassifier", "lightgbm:LGBMClassifier"])
+def test_an_estimator_is_trained_verified_and_asked_like_a_network(tmp_path: Path, estimator: str) -> None:
+    folder = tmp_path / "trees"
+    folder.mkdir()
+    (folder / "kit.toml").write_text(PROJECT_TOML.format(name="trees", estimator=estimator))
+    (folder / "columns.py").write_text(COLUMNS_PY)
+    rows, labels = clouds(400, n_classes=3)
+    rows[::17, 0] = np.nan
+    kinds = np.array(["red", "grün", "blue"])[labels].tolist()
+    sites = [("north", "süd", "east")[index % 3] for index in range(400)]
+    table = pa.table({"id": range(400), "a": rows[:, 0], "b": rows[:, 1], "site": sites, "kind": kinds})
+    parquet.write_table(table, folder / "rows.parquet")
+    project = Project.open(folder)
+    generate_key(project.signing_key_path())
+
+    result = train(project, project.command("train", TrainSettings, {"promote": True}))
+    assert result.candidate.promoted
+    assert (result.epochs, result.best_epoch) == ((), 0)
+    _, version = project.open_version("trees")
+    assert not (version.folder / "model.pt2").exists()
+    library = estimator.partition(":")[0].partition(".")[0]
+    assert {"sklearn": "skl2onnx", "lightgbm": "lightgbm"}[library] in version.manifest["lineage"][
+        "toolchain"
+    ]
+    answers = run_onnx(version.model_path.read_bytes())(load(project).test.tensors)
+    expected = result.candidate.metrics["accuracy"]
+    assert (answers["label"] == load(project).test.labels).mean() == pytest.approx(expected)
+
+    assert len(models(project, ModelsSettings(action="verify", reference="trees")).checked) == 2
+
+    with pytest.raises(InputError, match="no device runtime holds its operators"):
+        export(project, ExportSettings(model="trees"))
+    if library == "lightgbm":  # Ray starts for it: once is enough
+        settings = {"input": str(folder / "rows.parquet"), "output": str(folder / "out"), "columns": ("id",)}
+        predicted = predict(
+            project, project.command("predict", PredictSettings, {"model": "trees", **settings})
+        )
+        assert (predicted.rows_in, predicted.rows_out) == (400, 400)

@@ -1,0 +1,429 @@
+"""[[prepare.features]]: each step answers in the graph and on a device as it does in Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from jobs.exporting.converters import RULES_OPSET
+from jobs.exporting.graph import export_onnx, preprocessing_graph, python_reference
+from jobs.exporting.parity import adversarial_rows, check_parity, run_onnx
+from jobs.preparation.device import fitted_steps, missing_steps
+from jobs.preparation.frame import to_features
+from jobs.preparation.prepared import Prepared, fit_preparation
+from kit.data import Part, Split
+from kit.errors import InputError, ProjectError
+from kit.project import Project
+from kit.signature import Tensors
+
+HEAD = """
+[project]
+name = "shop"
+task = "{task}"
+
+[data]
+path = "rows.parquet"
+label = "y"
+
+[[data.inputs]]
+name = "numbers"
+columns = ["age", "income", "visits", "height"]
+nullable = true
+
+[[data.inputs]]
+name = "count"
+dtype = "int64"
+minimum = 0
+
+[[data.inputs]]
+name = "words"
+dtype = "string"
+columns = ["color", "size"]
+nullable = true
+
+[[data.inputs]]
+name = "note"
+dtype = "string"
+nullable = true
+
+[[data.inputs]]
+name = "history"
+columns = ["history"]
+shape = [5]
+nullable = true
+
+[model]
+factory = "model:build"
+"""
+
+NUMBERS = """
+[[prepare.features]]
+columns = ["age", "income", "visits", "height"]
+{}
+"""
+REST = """
+[[prepare.features]]
+columns = ["history"]
+statistics = ["mean"]
+missing = "constant"
+fill = 0.0
+
+[[prepare.features]]
+columns = "strings"
+encode = "ordinal"
+"""
+PLAIN = 'missing = "median"\n'
+
+
+def table(n_rows: int = 240, *, seed: int = 0) -> Tensors:
+    random = np.random.default_rng(seed)
+    base = random.normal(size=n_rows)
+    numbers = np.stack(
+        [
+            40 + 12 * base,
+            3000 + 900 * base + 400 * random.normal(size=n_rows),
+            random.poisson(3, size=n_rows),
+            np.round(170 + 9 * random.normal(size=n_rows)),
+        ],
+        axis=1,
+    )
+    numbers[random.random(numbers.shape) < 0.1] = np.nan
+    history = random.normal(size=(n_rows, 5)).cumsum(axis=1)
+    history[random.random(history.shape) < 0.3] = np.nan
+    history[:3] = np.nan
+    words = np.stack(
+        [
+            random.choice(np.array(["red", "grün", "blau", ""], dtype=object), n_rows),
+            random.choice(np.array(["S", "M", "XL", "x-1", "12 cm"], dtype=object), n_rows),
+        ],
+        axis=1,
+    )
+    vocabulary = np.array(
+        ["Good", "bad", "very", "Straße", "東京", "K9", "\u212aelvin", "İst", "x_1", "!"], dtype=object
+    )
+    notes = [" ".join(random.choice(vocabulary, random.integers(0, 7))) for _ in range(n_rows)]
+    return {
+        "numbers": numbers.astype(np.float32),
+        "count": random.integers(0, 9, size=(n_rows, 1)),
+        "words": words,
+        "note": np.array(notes, dtype=object)[:, None],
+        "history": history.astype(np.float32),
+    }
+
+
+def split(*, task: str = "classification", n_classes: int = 3, n_rows: int = 240) -> Split:
+    random = np.random.default_rng(1)
+    parts = []
+    for seed, size in ((0, n_rows), (1, 60), (2, 60)):
+        rows = table(size, seed=seed)
+        signal = np.nan_to_num(rows["numbers"][:, 0], nan=40.0) / 12 + (rows["words"][:, 0] == "red")
+        noisy = signal + 0.3 * random.normal(size=size)
+        if task == "regression":
+            labels = noisy.astype(np.float32)
+        else:
+            labels = np.searchsorted(np.quantile(noisy, np.linspace(0, 1, n_classes + 1)[1:-1]), noisy)
+        parts.append(
+            Part(rows, labels.astype(np.float32 if task == "regression" else np.int64), np.arange(size))
+        )
+    classes = tuple(range(n_classes)) if task == "classification" else ()
+    return Split(*parts, classes, "0" * 64, n_rows + 120)
+
+
+def project(folder: Path, features: str, *, task: str = "classification") -> Project:
+    (folder / "kit.toml").write_text(HEAD.format(task=task) + features, encoding="utf-8")
+    return Project.open(folder)
+
+
+def prepared(folder: Path, features: str, *, task: str = "classification", n_classes: int = 3) -> Prepared:
+    opened = project(folder, features, task=task)
+    return fit_preparation(opened, split(task=task, n_classes=n_classes))
+
+
+def check(found: Prepared, *, device: bool) -> None:
+    """The graph and a device give the features of Python, on ordinary and on adversarial rows."""
+    model = preprocessing_graph(
+        found.transformer, signature=found.signature, n_features=found.n_features
+    ).SerializeToString()
+    strange = adversarial_rows(
+        found.signature, sample={name: array[:8] for name, array in found.split.test.tensors.items()}
+    )
+    everything = {
+        name: np.concatenate([found.split.test.tensors[name], array]) for name, array in strange.items()
+    }
+
+    def reference(rows: Any) -> Tensors:
+        return {"prepare/features": to_features(found.transformer, rows, signature=found.signature)}
+
+    report = check_parity(reference, run_onnx(model), rows=everything, tolerance=1e-5)
+    assert report.outputs[0].shape == (len(everything["count"]), found.n_features)
+    assert len(found.features) == found.n_features
+    assert len(set(found.features)) == found.n_features
+    steps = fitted_steps(found.transformer, signature=found.signature)
+    assert (steps is not None) == device
+    assert (missing_steps(found.transformer, signature=found.signature) is None) == device
+    if steps is not None:
+        expected = reference(everything)["prepare/features"]
+        np.testing.assert_allclose(steps.apply(everything)["features"], expected, rtol=1e-6, atol=0)
+
+
+ON_NUMBERS = {
+    "mean": 'missing = "mean"',
+    "most frequent": 'missing = "most-frequent"',
+    "constant": 'missing = "constant"\nfill = -1',
+    "knn": 'missing = "knn"\nneighbors = 3\nscale = "standard"',
+    "mice": 'missing = "mice"\nscale = "robust"',
+    "iqr clip": PLAIN + 'outliers = "iqr"\nscale = "minmax"',
+    "z-score flag": PLAIN
+    + 'outliers = "z-score"\noutlier_action = "flag"\noutlier_limit = 2\nscale = "standard"',
+    "iqr flag unscaled": PLAIN + 'outliers = "iqr"\noutlier_action = "flag"',
+    "iqr drop": PLAIN + 'outliers = "iqr"\noutlier_action = "drop"',
+    "quantile": PLAIN + 'scale = "quantile"',
+    "quantile bins": PLAIN + 'scale = "bins"\nn_bins = 4',
+    "uniform ordinal bins": PLAIN + 'scale = "bins"\nbins = "uniform"\nencode = "ordinal"',
+    "kmeans bins": PLAIN + 'scale = "bins"\nbins = "kmeans"\nencode = "one-hot"',
+}
+
+
+@pytest.mark.parametrize("name", ON_NUMBERS)
+def test_what_is_done_to_numbers_is_the_same_in_the_graph_and_on_a_device(name: str, tmp_path: Path):
+    check(prepared(tmp_path, NUMBERS.format(ON_NUMBERS[name]) + REST), device=True)
+
+
+@pytest.mark.parametrize("action", ["flag", "drop"])
+def test_an_isolation_forest_decides_alike_in_the_graph(action: str, tmp_path: Path):
+    step = f'outliers = "isolation-forest"\noutlier_action = "{action}"\noutlier_limit = 0.05'
+    check(prepared(tmp_path, NUMBERS.format(PLAIN + step) + REST), device=action == "drop")
+
+
+ON_STRINGS = {
+    "one-hot": 'columns = ["color", "size"]\nencode = "one-hot"',
+    "filled": 'columns = ["color", "size"]\nmissing = "most-frequent"\nencode = "one-hot"',
+    "constant": 'columns = ["color", "size"]\nmissing = "constant"\nfill = "ähm"\nencode = "ordinal"',
+    "target": 'columns = ["color", "size"]\nencode = "target"',
+}
+
+
+@pytest.mark.parametrize("name", ON_STRINGS)
+def test_what_is_done_to_categories_is_the_same_in_the_graph_and_on_a_device(name: str, tmp_path: Path):
+    features = NUMBERS.format(PLAIN) + "[[prepare.features]]\n" + ON_STRINGS[name] + REST
+    check(prepared(tmp_path, features), device=True)
+
+
+@pytest.mark.parametrize("task, n_classes", [("regression", 0), ("classification", 2), ("classification", 4)])
+def test_target_means_follow_the_task(task: str, n_classes: int, tmp_path: Path):
+    features = NUMBERS.format(PLAIN) + REST.replace("ordinal", "target")
+    check(prepared(tmp_path, features, task=task, n_classes=n_classes), device=True)
+
+
+@pytest.mark.parametrize("ngrams, most", [([1, 1], 1000), ([1, 2], 1000), ([2, 3], 9), ([1, 3], 5)])
+def test_terms_of_text_that_is_not_ascii_are_the_same_in_the_graph(
+    ngrams: list[int], most: int, tmp_path: Path
+):
+    text = (
+        f'[[prepare.features]]\ncolumns = ["note"]\ntext = "tf-idf"\nngrams = {ngrams}\nmax_terms = {most}\n'
+    )
+    found = prepared(tmp_path, NUMBERS.format(PLAIN) + text + REST)
+    check(found, device=False)
+    assert any(name.startswith("note:") for name in found.features)
+    assert "text" in str(missing_steps(found.transformer, signature=found.signature))
+
+
+def test_statistics_of_a_window_ignore_what_is_missing(tmp_path: Path):
+    statistics = """
+    [[prepare.features]]
+    columns = ["history"]
+    statistics = ["mean", "std", "minimum", "maximum", "first", "last", "slope"]
+    missing = "median"
+    scale = "standard"
+    """
+    check(prepared(tmp_path, NUMBERS.format(PLAIN) + statistics + REST[REST.index("[[", 5) :]), device=True)
+
+
+def test_a_column_of_lists_is_read_value_by_value(tmp_path: Path):
+    values = '[[prepare.features]]\ncolumns = ["history"]\nmissing = "mice"\nscale = "standard"\n'
+    found = prepared(tmp_path, NUMBERS.format(PLAIN) + values + REST[REST.index("[[", 5) :])
+    check(found, device=True)
+    assert "history[4]" in found.features
+
+
+RULES = [r"[a-zü]+", r"(?i)[a-k]+s?|\w{1,2}", r"\S+", r"^\d+ cm$|[SMLX]+", r"[^\W\d]*"]
+
+
+@pytest.mark.parametrize("pattern", RULES)
+def test_a_rule_makes_values_missing_in_the_graph_as_in_python(pattern: str, tmp_path: Path):
+    rules = "".join(
+        f"[[prepare.rules]]\ncolumn = '{column}'\npattern = '{pattern}'\notherwise = 'missing'\n"
+        for column in ("color", "note")
+    )
+    found = prepared(tmp_path, NUMBERS.format(PLAIN) + REST.replace("ordinal", "one-hot") + rules)
+    check(found, device=False)
+    assert "rule" in str(missing_steps(found.transformer, signature=found.signature))
+    assert any(change.step == "rule" and change.column == "color" for change in found.changes)
+
+
+SELECTIONS = {
+    "variance": "threshold = 0.5",
+    "chi-squared": "keep = 3",
+    "mutual-information": "keep = 4",
+    "recursive": "keep = 5",
+    "l1": "strength = 0.05",
+}
+
+
+@pytest.mark.parametrize("method", SELECTIONS)
+def test_features_are_selected_in_the_graph_and_on_a_device(method: str, tmp_path: Path):
+    select = f'[prepare.select]\nmethod = "{method}"\n{SELECTIONS[method]}\n'
+    rest = REST.replace("ordinal", "one-hot").replace("mean", "std")
+    found = prepared(tmp_path, NUMBERS.format(PLAIN + 'scale = "minmax"') + rest + select)
+    check(found, device=True)
+    assert found.changes[-1].step == "select"
+    assert f"{found.n_features} of" in found.changes[-1].detail
+
+
+def test_dropped_rows_leave_the_training_part_alone(tmp_path: Path):
+    features = NUMBERS.format(PLAIN + 'outliers = "iqr"\noutlier_action = "drop"') + REST
+    found = prepared(tmp_path, features)
+    whole = split()
+    n_left = len(found.train)
+    assert n_left < 240
+    assert len(found.split.train.labels) == n_left == len(found.split.train.rows)
+    assert len(found.validation) == len(whole.validation.rows)
+    change = next(change for change in found.changes if change.step == "outliers")
+    assert (change.rows_before, change.rows_after, change.n_values) == (240, n_left, 240 - n_left)
+
+
+def test_every_step_says_what_it_changed(tmp_path: Path):
+    found = prepared(tmp_path, NUMBERS.format(PLAIN + 'outliers = "iqr"') + REST)
+    absent = int(np.isnan(found.split.train.tensors["numbers"][:, 0]).sum())
+    by_step = {(change.step, change.column): change for change in found.changes}
+    assert by_step["missing", "age"].n_values == absent > 0
+    assert by_step["outliers", "age"].n_values > 0
+    assert by_step["missing", "history:mean"].n_values == 3
+
+
+def test_a_rows_own_label_is_not_in_its_target_means(tmp_path: Path):
+    found = prepared(tmp_path, NUMBERS.format(PLAIN) + REST.replace("ordinal", "target"), n_classes=2)
+    place = found.features.index("color:target")
+    plain = found.read(found.split.train)[:, place]
+    assert len(np.unique(plain)) == 4
+    assert len(np.unique(found.train[:, place])) > 4
+
+
+BAD_ROWS = {
+    "interquartile range of 0": ("age", 'missing = "median"\noutliers = "iqr"'),
+    "no value in any training row": ("age", 'missing = "median"'),
+    "one value": ("age", 'missing = "median"\nscale = "bins"'),
+}
+
+
+@pytest.mark.parametrize("message", BAD_ROWS)
+def test_what_only_the_rows_show_is_refused_by_column(message: str, tmp_path: Path):
+    data = split()
+    column, step = BAD_ROWS[message]
+    values = data.train.tensors["numbers"][:, 0]
+    values[:] = np.nan if "no value" in message else 7.0
+    if "quartile" in message:
+        values[0] = 9.0
+    features = NUMBERS.format(step).replace('"age", ', "") + REST
+    features = features + f'[[prepare.features]]\ncolumns = ["{column}"]\n{step}\n'
+    with pytest.raises(InputError, match=message) as caught:
+        fit_preparation(project(tmp_path, features), data)
+    assert repr(column) in caught.value.message
+    assert caught.value.hint
+
+
+EVERYTHING = """
+[[prepare.features]]
+columns = ["age", "income"]
+missing = "knn"
+outliers = "z-score"
+outlier_action = "flag"
+scale = "quantile"
+
+[[prepare.features]]
+columns = "numbers"
+missing = "mice"
+scale = "bins"
+
+[[prepare.features]]
+columns = ["note"]
+text = "tf-idf"
+max_terms = 6
+
+[[prepare.features]]
+columns = "strings"
+encode = "target"
+
+[[prepare.rules]]
+column = "color"
+pattern = "[a-zü]+"
+otherwise = "missing"
+
+[prepare.select]
+method = "mutual-information"
+keep = 20
+"""
+
+
+def test_all_of_it_stands_before_a_network_in_one_graph(tmp_path: Path):
+    found = prepared(tmp_path, EVERYTHING)
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Linear(found.n_features, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+    )
+    parts = {"transformer": found.transformer, "signature": found.signature}
+    model = export_onnx(network, **parts, sample=found.train[:2])
+    test = found.split.test.tensors
+    strange = adversarial_rows(found.signature, sample={name: array[:8] for name, array in test.items()})
+    for rows in (test, strange):
+        check_parity(python_reference(network, **parts), run_onnx(model), rows=rows)
+    opsets = {entry.domain: entry.version for entry in onnx.load_from_string(model).opset_import}
+    assert opsets[""] == RULES_OPSET
+
+
+def test_a_network_whose_operation_changed_its_meaning_is_not_joined_with_a_rule(tmp_path: Path):
+    class Sampled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            image, grid = x[:, :9].reshape(-1, 1, 3, 3), x[:, :8].reshape(-1, 2, 2, 2)
+            return self.head(torch.nn.functional.grid_sample(image, grid, align_corners=False).reshape(-1, 4))
+
+    rule = "[[prepare.rules]]\ncolumn = 'color'\npattern = 'red'\notherwise = 'missing'\n"
+    found = prepared(tmp_path, NUMBERS.format(PLAIN) + REST + rule)
+    with pytest.raises(ProjectError, match="GridSample") as caught:
+        export_onnx(
+            Sampled(),
+            transformer=found.transformer,
+            signature=found.signature,
+            sample=found.train[:2],
+        )
+    assert "otherwise = 'drop'" in str(caught.value.hint)
+
+
+def test_chi_squared_names_the_feature_that_is_negative(tmp_path: Path):
+    select = '[prepare.select]\nmethod = "chi-squared"\nkeep = 3\n'
+    with pytest.raises(InputError, match="'income' is -"):
+        prepared(tmp_path, NUMBERS.format(PLAIN) + REST + select)
+
+
+def test_more_features_than_there_are_cannot_be_kept(tmp_path: Path):
+    select = '[prepare.select]\nmethod = "mutual-information"\nkeep = 300\n'
+    with pytest.raises(InputError, match="keeps 300 features, but there are 9"):
+        prepared(tmp_path, NUMBERS.format(PLAIN) + REST + select)
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path):
+    graphs = []
+    for _ in range(2):
+        found = prepared(tmp_path, EVERYTHING)
+        graph = preprocessing_graph(found.transformer, signature=found.signature, n_features=found.n_features)
+        graphs.append(graph.SerializeToString(deterministic=True))
+    assert graphs[0] == graphs[1]
