@@ -34,7 +34,7 @@ from edge.measure import (
 from edge.targets import Core, Target, core_of, find_target, load_converter, require_packages
 from kit.archive import SUFFIX
 from kit.bundle import bundle_name
-from kit.data import Part, Split, load
+from kit.data import Part, load
 from kit.engines import open_engine
 from kit.errors import (
     GateError,
@@ -45,6 +45,7 @@ from kit.errors import (
     UnavailableError,
 )
 from kit.files import canonical_json, sha256_bytes, write_atomic
+from kit.lineage import require_same_rows
 from kit.metrics import leading_metric, score
 from kit.model_version import ModelVersion
 from kit.project import Project
@@ -228,7 +229,7 @@ def _prepare(
 ) -> _Job:
     core = core_of(version)
     split = load(project)
-    _require_same_data(project, version, split)
+    require_same_rows(project, version, split)
     calibration = calibrate(core, split, n_rows=settings.calibration_rows, seed=project.settings.data.seed)
     # One thread wherever answers are compared: sums in another order would change the manifest.
     engine = open_engine(version.model_path, engine="onnxruntime", threads=1, signature=version.signature)
@@ -244,36 +245,6 @@ def _prepare(
         key=key,
         trusted=trusted,
     )
-
-
-def _require_same_data(project: Project, version: ModelVersion, split: Split) -> None:
-    """Refuse data whose held-out rows the model may have been trained on."""
-    lineage = version.manifest["lineage"]["data"]
-    if split.fingerprint != lineage["fingerprint"]:
-        raise InputError(
-            f"{project.settings.data.path} has the fingerprint {split.fingerprint[:12]}, but model "
-            f"{version.name!r} was trained on {lineage['fingerprint'][:12]}, so which rows were held out is "
-            "not known",
-            hint="restore the data the model was trained on, or train again",
-        )
-    split_by = {
-        "seed": project.settings.data.seed,
-        "n_train": len(split.train.rows),
-        "n_validation": len(split.validation.rows),
-        "n_test": len(split.test.rows),
-    }
-    for key, value in split_by.items():
-        if value != lineage.get(key):
-            raise InputError(
-                f"[data] gives {key} = {value}, but model {version.name!r} was trained with "
-                f"{lineage.get(key)}, so rows held out now may have been trained on",
-                hint="restore the fractions and the seed in kit.toml, or train again",
-            )
-    if project.settings.input_signature() != version.signature.inputs:
-        raise InputError(
-            f"[[data.inputs]] is not what model {version.name!r} was trained with",
-            hint="restore kit.toml, or train again",
-        )
 
 
 def _build(job: _Job, target: Target, work: Path) -> _Built | str:

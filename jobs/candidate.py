@@ -23,13 +23,14 @@ from jobs.exporting.estimator_graph import check_estimator_parity
 from jobs.exporting.parity import ParityReport, adversarial_rows, check_parity, run_onnx
 from jobs.fitting.estimators import check_estimator, is_estimator, library_versions
 from jobs.fitting.loop import Fitted
-from jobs.judge import Contender, find_champion, held_out_digest, judge
+from jobs.judge import Contender, find_champion, judge
 from jobs.preparation.prepared import Prepared
 from jobs.tracking import check_tracking
 from kit.data import Split
 from kit.errors import GateError
 from kit.files import canonical_json, digest_of, sha256_file
 from kit.gates import GateResult, Judgement, failures
+from kit.lineage import held_out_digest
 from kit.metrics import evaluate
 from kit.model_version import Parts, write_model_version
 from kit.profile import profile
@@ -184,7 +185,8 @@ def _export(
     lineage: Mapping[str, Any],
 ) -> tuple[Parts, ParityReport, Tensors]:
     """Export the pipeline, check it against Python, and measure it on the held-out rows."""
-    from jobs.exporting.graph import FEATURES, export_onnx, export_program, python_reference
+    from jobs.exporting.form import FEATURES
+    from jobs.exporting.graph import export_onnx, export_program, python_reference
     from jobs.preparation.device import fitted_steps, missing_steps
 
     split, signature, transformer = prepared.split, prepared.signature, prepared.transformer

@@ -7,7 +7,6 @@ Both models answer the same held-out rows on onnxruntime; what their answers are
 from __future__ import annotations
 
 import gc
-import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -107,11 +106,6 @@ def answer_rows(engine: Engine, tensors: Mapping[str, np.ndarray]) -> Tensors:
         for start in range(0, max(n_rows, 1), _BATCH_ROWS)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def held_out_digest(part: Part) -> str:
-    """Name a choice of rows, so that two versions can be told to have held out the same."""
-    return hashlib.sha256(np.sort(part.rows).astype("<i8").tobytes()).hexdigest()
 
 
 def signature_difference(candidate: Signature, champion: Signature) -> str:

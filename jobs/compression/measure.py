@@ -179,7 +179,8 @@ def int8_answers(network: torch.nn.Module, *, prepared: Prepared) -> Tensors:
         network: Trained; the same rounding applies whatever its kind.
         prepared: Its preprocessing stays in float, as on a device.
     """
-    from jobs.exporting.graph import FEATURES, export_onnx
+    from jobs.exporting.form import FEATURES
+    from jobs.exporting.graph import export_onnx
 
     shape = (-1, *prepared.train.shape[1:])
     core = Signature(

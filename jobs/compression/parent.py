@@ -17,8 +17,8 @@ import numpy as np
 from jobs.exporting.parity import check_parity
 from jobs.fitting.network import build_network, check_network
 from jobs.preparation.prepared import Prepared
-from kit.data import Split
 from kit.errors import GateError, InputError, ProjectError
+from kit.lineage import require_same_rows
 from kit.model_version import ModelVersion
 from kit.project import Project
 from kit.registry import VersionRecord
@@ -116,7 +116,8 @@ def load_parent(
             answer the golden rows differently.
     """
     name = f"{record.model}@{record.number}"
-    _require_same_data(project, version, prepared.split)
+    require_same_rows(project, version, prepared.split)
+    _require_same_inputs(project, version)
     parameters = dict(version.manifest["lineage"]["model"]["parameters"])
     n_classes = len(prepared.split.classes)
     network = recorded_network(
@@ -211,31 +212,9 @@ def _require_same_answers(
         ) from error
 
 
-def _require_same_data(project: Project, version: ModelVersion, split: Split) -> None:
-    """Refuse data whose held-out rows the version may have learned from."""
-    lineage = version.manifest["lineage"]["data"]
-    name, path = version.name, project.settings.data.path
-    if split.fingerprint != lineage["fingerprint"]:
-        raise InputError(
-            f"{path} has the fingerprint {split.fingerprint[:12]}, but model {name!r} was trained on "
-            f"{lineage['fingerprint'][:12]}, so which rows were held out is not known",
-            hint="restore the data the model was trained on, or train again",
-        )
-    found = {
-        "seed": project.settings.data.seed,
-        "n_train": len(split.train.rows),
-        "n_validation": len(split.validation.rows),
-        "n_test": len(split.test.rows),
-    }
-    for key, value in found.items():
-        if value != lineage.get(key):
-            raise InputError(
-                f"[data] gives {key} = {value}, but model {name!r} was trained with {lineage.get(key)}, so "
-                "rows held out now may have been trained on",
-                hint="restore the fractions and the seed in kit.toml, or train again",
-            )
+def _require_same_inputs(project: Project, version: ModelVersion) -> None:
     if project.settings.input_signature() != version.signature.inputs:
         raise InputError(
-            f"[[data.inputs]] is not what model {name!r} was trained with",
+            f"[[data.inputs]] is not what model {version.name!r} was trained with",
             hint="restore kit.toml, or train again",
         )

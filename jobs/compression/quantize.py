@@ -71,6 +71,7 @@ def quantising(network: torch.nn.Module, *, n_batches: int) -> torch.nn.Module:
     import torch
     from torch.nn.utils import parametrize
 
+    Weight, Range = _rounding(n_batches)  # noqa: N806 - classes
     types = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
     layers = [each for each in network.modules() if isinstance(each, types)]
     if not layers:
@@ -78,6 +79,35 @@ def quantising(network: torch.nn.Module, *, n_batches: int) -> torch.nn.Module:
             "the network holds no linear or convolutional layer that could compute in INT8",
             hint="use another method: kit compress --method distill",
         )
+
+    class Reading:
+        """Rounds what a layer reads; an object, so that copies of the network carry their own ranges."""
+
+        def __init__(self, limits: torch.nn.Module) -> None:
+            self.limits = limits
+
+        def __call__(self, module: torch.nn.Module, read: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (self.limits(read[0]), *read[1:])
+
+    class Quantising(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+            self.reading = torch.nn.ModuleList(Range() for _ in layers)
+            self.answering = Range()
+            for layer, limits in zip(layers, self.reading, strict=True):
+                parametrize.register_parametrization(layer, "weight", Weight())
+                layer.register_forward_pre_hook(Reading(limits))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.answering(self.network(x))
+
+    return Quantising()
+
+
+def _rounding(n_batches: int) -> tuple[type[torch.nn.Module], type[torch.nn.Module]]:
+    """Give the modules that round a weight, and a tensor over the range of its first batches."""
+    import torch
 
     class Weight(torch.nn.Module):
         def forward(self, weight: torch.Tensor) -> torch.Tensor:
@@ -113,29 +143,7 @@ def quantising(network: torch.nn.Module, *, n_batches: int) -> torch.nn.Module:
             self.high.lerp_(high, share)
             self.seen.add_(1)
 
-    class Reading:
-        """Rounds what a layer reads; an object, so that copies of the network carry their own ranges."""
-
-        def __init__(self, limits: torch.nn.Module) -> None:
-            self.limits = limits
-
-        def __call__(self, module: torch.nn.Module, read: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (self.limits(read[0]), *read[1:])
-
-    class Quantising(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-            self.reading = torch.nn.ModuleList(Range() for _ in layers)
-            self.answering = Range()
-            for layer, limits in zip(layers, self.reading, strict=True):
-                parametrize.register_parametrization(layer, "weight", Weight())
-                layer.register_forward_pre_hook(Reading(limits))
-
-        def forward(self, x: torch.Tensor) -> Any:
-            return self.answering(self.network(x))
-
-    return Quantising()
+    return Weight, Range
 
 
 def round_weight(weight: torch.Tensor) -> torch.Tensor:

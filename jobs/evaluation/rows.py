@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.judge import held_out_digest
 from kit.cleaning import Cleaned, apply_rule, check_rules, drop_duplicates
 from kit.data import Part, Rows, Split, load_rows, read_data
 from kit.errors import InputError, nearest
+from kit.lineage import require_same_rows
 from kit.manifest import fingerprint
 from kit.model_version import ModelVersion
 from kit.project import Project
@@ -60,25 +60,10 @@ def held_out_rows(project: Project, version: ModelVersion) -> MeasuredRows:
     rows = load_rows(project)
     train, validation, test = rows.hold_out()
     split = rows.split(train=train, validation=validation, test=test)
-    lineage = version.manifest.get("lineage", {}).get("data", {})
-    path = project.settings.data.path
-    known = lineage.get("fingerprint")
-    if known != split.fingerprint:
-        raise InputError(
-            f"{path} has the fingerprint {split.fingerprint[:12]}, but {version.name!r} was trained on "
-            f"{str(known)[:12]}, so which rows were held out is not known",
-            hint="restore the data, train again, or name a table of new rows with --data",
-        )
-    if lineage.get("held_out", held_out_digest(split.test)) != held_out_digest(split.test):
-        raise InputError(
-            f"[data] holds out other rows than when {version.name!r} was trained, so it may have learned "
-            "some of them",
-            hint="restore the split in kit.toml, train again, or name a table of new rows with --data",
-        )
+    require_same_rows(project, version, split)
     _check_signature(project, version, classes=split.classes)
-    return MeasuredRows(
-        split.test, rows.table.take(test), f"held-out rows of {path}", split.fingerprint, split, rows
-    )
+    source = f"held-out rows of {project.settings.data.path}"
+    return MeasuredRows(split.test, rows.table.take(test), source, split.fingerprint, split, rows)
 
 
 def labelled_rows(project: Project, version: ModelVersion, uri: str) -> MeasuredRows:

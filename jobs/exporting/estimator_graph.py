@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jobs.exporting.form import OPSET, OPSET_ML
 from jobs.exporting.parity import Answer, ParityReport, check_parity
 from jobs.fitting.estimators import predict_rows
 from kit.errors import GateError, ProjectError
@@ -27,10 +28,8 @@ if TYPE_CHECKING:
 #: Below this a probability is float32 noise (1 - p of a sure answer): logits end here, at about -13.8.
 SMALLEST_PROBABILITY = 1e-6
 
-_OPSET = 18
-_OPSET_ML = 3
 _BOOSTING_OPSET = 15  # the newest that onnxmltools writes
-# What it writes means the same from the oldest operator set it declares to _OPSET.
+# What it writes means the same from the oldest operator set it declares to OPSET.
 _UNCHANGED = {
     *(
         "Add",
@@ -115,7 +114,7 @@ def estimator_graph(
     ]
     constants += [each for each in inner.graph.initializer if each.name in read]
     graph = helper.make_graph(nodes, "estimator", inputs, outputs, initializer=constants)
-    opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid("ai.onnx.ml", _OPSET_ML)]
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", OPSET_ML)]
     return helper.make_model(graph, opset_imports=opsets)
 
 
@@ -181,7 +180,7 @@ def _scikit_learn(estimator: Any, n_features: int) -> Any:
         estimator,
         name="estimator",
         initial_types=[("x", FloatTensorType([None, n_features]))],
-        target_opset={"": _OPSET, "ai.onnx.ml": _OPSET_ML},
+        target_opset={"": OPSET, "ai.onnx.ml": OPSET_ML},
         options=zipped,
     )
 

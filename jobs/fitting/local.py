@@ -79,7 +79,7 @@ def fit_here(
         try:
             with _settled(fit):
                 return _fit(
-                    project, fit, arrays, build=build, hear=hear, folder=folder, interval_s=interval_s
+                    project, fit, arrays, build=build, hear=tell, folder=folder, interval_s=interval_s
                 )
         except OutOfMemoryError as error:
             given = fit.halved()

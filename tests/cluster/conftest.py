@@ -22,6 +22,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from jobs.cluster import connected
 from jobs.train import TrainResult, train
 from kit.project import Project
 from kit.settings import TrainSettings
@@ -52,8 +53,8 @@ patience_epochs = 24
 golden_rows = 4
 """
 
-#: ``pause_s`` makes an epoch last about 0.2 s, so that there is a middle to be killed in; every
-#: call of the factory leaves a line, so that a test can count the workers that were started.
+#: ``pause_s`` makes an epoch last about 0.2 s, so that there is a middle to be killed in; where a file
+#: ``builds`` lies beside it, every call of the factory leaves a line there.
 MODEL = """
 import os
 import time
@@ -61,6 +62,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
+
+BUILDS = Path(__file__).with_name("builds")
 
 
 class Blobs(nn.Module):
@@ -81,8 +84,8 @@ class Blobs(nn.Module):
 
 
 def build(*, pause_s, n_classes, bad=False, greedy=False):
-    if "KIT_TEST_BUILDS" in os.environ:
-        with Path(os.environ["KIT_TEST_BUILDS"]).open("a") as builds:
+    if BUILDS.exists():
+        with BUILDS.open("a") as builds:
             builds.write(f"{os.getpid()}\\n")
     return Blobs(pause_s, bad, greedy, n_classes)
 """
@@ -151,6 +154,12 @@ class Lab:
         shutil.copytree(project.folder, folder, ignore=state)
         return Project.open(folder)
 
+    def count_builds(self, project: Project) -> Callable[[], int]:
+        """Let a project count its calls; gives the number of other processes that made its network since."""
+        builds = project.folder / "builds"
+        builds.touch()
+        return lambda: len(set(builds.read_text().split()) - {str(os.getpid())})
+
     def start(self, project: Project, command: str, settings: dict[str, Any]) -> subprocess.Popen[str]:
         """Run a command in a process of its own."""
         root = Path(__file__).resolve().parents[2]
@@ -163,10 +172,15 @@ class Lab:
             preexec_fn=_hear_interrupts,
         )
 
-    def processes(self, title: str = "") -> list[psutil.Process]:
-        """List the processes of Rays that this process started, those whose title holds some text."""
+    def processes(self, title: str = "", *, of: int | None = None) -> list[psutil.Process]:
+        """List the processes of Rays that a process started, those whose title holds some text.
+
+        Args:
+            title: Part of it.
+            of: Number of the process; None is this one.
+        """
         found = []
-        for process in psutil.Process().children(recursive=True):
+        for process in psutil.Process(of).children(recursive=True):
             try:
                 words = " ".join(process.cmdline())
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
@@ -205,6 +219,13 @@ def trained(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Train once for everybody."""
     project = lab.make_project(tmp_path_factory.mktemp("session") / "blobs")
     return Trained(project, train(project, project.command("train", TrainSettings, {"promote": True})))
+
+
+@pytest.fixture(scope="module")
+def one_ray(trained: Trained) -> Iterator[None]:
+    """Start one Ray for a module; what runs in this process joins it instead of starting its own."""
+    with connected(None, project=trained.project):
+        yield
 
 
 class Saboteur(logging.Handler):

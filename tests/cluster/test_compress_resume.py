@@ -26,7 +26,7 @@ def copy(trained: Any, folder: Path) -> Project:
 
 
 def test_a_compression_killed_on_the_way_ends_with_the_same_version(
-    lab: Any, trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    lab: Any, trained: Any, one_ray: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     killed, whole = (copy(trained, tmp_path / name / "blobs") for name in ("killed", "whole"))
     checkpoints = killed.state / "compress"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,14 +79,7 @@ def test_a_training_whose_node_dies_goes_on_on_another_to_the_same_bytes(
 
 
 def test_a_node_that_is_taken_away_with_a_notice_costs_at_most_what_came_after_it(
-    lab: Any,
-    trained: Any,
-    tmp_path: Path,
-    at: Any,
-    cluster: Any,
-    nodes: Any,
-    caplog: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    lab: Any, trained: Any, tmp_path: Path, at: Any, cluster: Any, nodes: Any, caplog: Any
 ) -> None:
     import ray
     from ray.core.generated import autoscaler_pb2
@@ -96,8 +88,7 @@ def test_a_node_that_is_taken_away_with_a_notice_costs_at_most_what_came_after_i
     clients: Any = ray._raylet
 
     project = lab.twin(trained.project, tmp_path / "blobs")
-    builds = tmp_path / "builds"
-    monkeypatch.setenv("KIT_TEST_BUILDS", str(builds))
+    workers = lab.count_builds(project)
     first = nodes()
 
     def announce() -> None:
@@ -112,7 +103,7 @@ def test_a_node_that_is_taken_away_with_a_notice_costs_at_most_what_came_after_i
     with caplog.at_level(logging.INFO, logger="kit"):
         # No checkpoint but for the notice: none is due before an hour has passed.
         result = train(project, settings(project, cluster, checkpoint_interval_s=3600.0, epochs=60))
-    assert len(set(builds.read_text().split()) - {str(os.getpid())}) == 2  # a worker on each node
+    assert workers() == 2  # one on each node
     assert epochs_shown(caplog).count(1) == 1  # the second one did not start anew
     assert [each.epoch for each in result.epochs] == list(range(1, len(result.epochs) + 1))
 

@@ -240,7 +240,7 @@ def test_data_or_a_split_that_changed_since_training_is_refused(project: Project
     text = project.folder / "kit.toml"
     before = text.read_text()
     text.write_text(before.replace("test_fraction = 0.4", "test_fraction = 0.4\nseed = 8"))
-    with pytest.raises(InputError, match="holds out other rows"):
+    with pytest.raises(InputError, match="hold out other rows"):
         run(Project.open(project.folder))
     text.write_text(before)
     parquet.write_table(table(N_ROWS, seed=1), project.folder / "rows.parquet")

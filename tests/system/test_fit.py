@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 
 from jobs.alone import alone
 from jobs.cluster import is_disk_full
 from jobs.fitting.loop import WEIGHTS, FitConfig
 from jobs.fitting.network import build_network, check_network
 from jobs.fitting.trainer import Trainer
+from jobs.train import train
 from kit.errors import ConflictError, InputError, ProjectError, SettingsError
 from kit.project import Project
 from kit.settings import TrainSettings
+from kit.signing import generate_key
 
 KIT_TOML = """
 [project]
@@ -172,6 +177,18 @@ def test_a_factory_gets_what_it_asks_for(tmp_path: Path) -> None:
     assert network.out_features == 5
 
 
+ANSWERING = """
+from torch import nn
+
+
+class Answering(nn.Linear):
+    def forward(self, x):
+        return %s
+
+
+def build(*, n_classes):
+    return Answering(2, n_classes)
+"""
 ROWS = np.zeros((2, 2), dtype=np.float32)
 
 
@@ -195,6 +212,27 @@ def test_a_network_of_the_wrong_shape_is_refused(
 ) -> None:
     with pytest.raises(ProjectError, match=message):
         check_network(torch.nn.Linear(n_inputs, n_outputs), rows=ROWS, n_classes=n_classes)
+
+
+@pytest.mark.parametrize(
+    "answer, message",
+    [
+        ("self.missing(x)", "no attribute 'missing'"),
+        ("super().forward(x)[:, :1]", r"answers 2 rows with \(2, 1\), but \(2, 2\) is needed"),
+        ("[super().forward(x)]", "answers 2 rows with list"),
+    ],
+)
+def test_a_network_that_cannot_work_is_refused_before_ray_starts(
+    tmp_path: Path, answer: str, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = project(tmp_path, code=ANSWERING % answer)
+    x = np.random.default_rng(0).normal(size=(90, 2)).astype(np.float32)
+    sides = np.where(x.sum(axis=1) > 0, "right", "left").tolist()
+    parquet.write_table(pa.table({"a": x[:, 0], "b": x[:, 1], "side": sides}), tmp_path / "rows.parquet")
+    generate_key(opened.signing_key_path())
+    with caplog.at_level(logging.INFO, logger="kit"), pytest.raises(ProjectError, match=message):
+        train(opened, opened.command("train", TrainSettings, {}))
+    assert "starting Ray" not in caplog.text
 
 
 def test_a_full_disk_is_recognised_behind_whatever_wrapped_it(tmp_path: Path) -> None:

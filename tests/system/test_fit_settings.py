@@ -468,3 +468,37 @@ def test_auto_batch_halves_until_it_fits_and_keeps_the_rows_of_a_step(project: P
     assert heard == [1, 2, 3, 4]
     whole = fitted(project, batch_size=50)
     np.testing.assert_allclose(flat(small.model), flat(whole.model), atol=2e-6)
+
+
+class Hungry(nn.Module):
+    """Asks for too much memory from a training step on, unless the batch is small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.steps = layers(), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.steps += 1
+            if self.steps > 9 and len(x) > 8:  # in the third epoch of four steps
+                torch.empty(1 << 60, dtype=torch.uint8)
+        answer: torch.Tensor = self.layers(x)
+        return answer
+
+
+@pytest.mark.parametrize("interval_s", [0.0, 3600.0])
+def test_an_epoch_that_is_done_again_in_smaller_batches_is_heard_once(
+    project: Project, tmp_path: Path, interval_s: float
+) -> None:
+    heard: list[int] = []
+    small = fit_here(
+        project,
+        replace(CONFIG, auto_batch=True),
+        arrays(),
+        build=lambda _: Hungry(),
+        hear=lambda figures: heard.append(figures["epoch"]),
+        folder=tmp_path / "kept",
+        interval_s=interval_s,
+    )
+    assert small.used["batch_size"] == 8
+    assert heard == [1, 2, 3, 4] == [each.epoch for each in small.epochs]

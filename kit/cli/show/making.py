@@ -121,17 +121,18 @@ def candidate(made: Candidate) -> None:
 def evaluate(result: EvaluateResult) -> None:
     """Show a version's metrics, slices, columns and gates, and where they were written."""
     facts = result.facts
-    beside = facts["champion"] or {"metrics": {}}
+    beside = facts["champion"]
+    compared = [f"{beside['model']}@{beside['number']}"] if beside else []
     floors = {gate.metric: gate for gate in result.gates if gate.kind == "floor"}
     bounds = facts["intervals"]["bounds"]
     table(
-        ("metric", "value", "low", "high", "champion" if facts["champion"] else "", "gate", "passed"),
+        ("metric", "value", "low", "high", *compared, "gate", "passed"),
         (
             (
                 name,
                 value,
                 *bounds.get(name, (None, None)),
-                beside["metrics"].get(name),
+                *([beside["metrics"].get(name)] if beside else []),
                 floors[name].bound if name in floors else None,
                 _passed(floors.get(name)),
             )
