@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge.targets import Core
-from kit.data import Split
 from kit.errors import InputError
 from kit.files import sha256_bytes
+from kit.rows import Split
 
 MIN_ROWS = 10
 """Fewer rows say too little about the ranges."""

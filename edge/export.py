@@ -34,7 +34,7 @@ from edge.measure import (
 from edge.targets import Core, Target, core_of, find_target, load_converter, require_packages
 from kit.archive import SUFFIX
 from kit.bundle import bundle_name
-from kit.data import Part, load
+from kit.data import load
 from kit.engines import open_engine
 from kit.errors import (
     GateError,
@@ -49,6 +49,7 @@ from kit.lineage import require_same_rows
 from kit.metrics import leading_metric, score
 from kit.model_version import ModelVersion
 from kit.project import Project
+from kit.rows import Part
 from kit.runner import Runner
 from kit.settings import ExportSettings
 from kit.signature import Tensors

@@ -21,12 +21,11 @@ import numpy as np
 import kit
 from jobs.exporting.estimator_graph import check_estimator_parity
 from jobs.exporting.parity import ParityReport, adversarial_rows, check_parity, run_onnx
-from jobs.fitting.estimators import check_estimator, is_estimator, library_versions
+from jobs.fitting.estimators import check_estimator, is_estimator, library_versions, used_settings
 from jobs.fitting.loop import Fitted
 from jobs.judge import Contender, find_champion, judge
 from jobs.preparation.prepared import Prepared
 from jobs.tracking import check_tracking
-from kit.data import Split
 from kit.errors import GateError
 from kit.files import canonical_json, digest_of, sha256_file
 from kit.gates import GateResult, Judgement, failures
@@ -36,6 +35,7 @@ from kit.model_version import Parts, write_model_version
 from kit.profile import profile
 from kit.project import Project
 from kit.registry import UNSET, VersionRecord
+from kit.rows import Split
 from kit.settings import TrainSettings
 from kit.signature import Tensors
 
@@ -221,14 +221,19 @@ def _export(
                 else None,
             },
             "parity": {"tolerance": parity.tolerance, "n_rows": parity.n_rows},
-            "lineage": {**_lineage(project, settings, split), **lineage},
+            "lineage": {**_lineage(project, settings, split, used=fitted.used), **lineage},
         },
     )
     return parts, parity, outputs
 
 
-def _lineage(project: Project, settings: TrainSettings, split: Split) -> dict[str, Any]:
+def _lineage(
+    project: Project, settings: TrainSettings, split: Split, *, used: Mapping[str, Any]
+) -> dict[str, Any]:
     data = project.settings.data
+    train = used_settings(project, settings)
+    # A batch that was halved, or workers that went away, are what the weights come from.
+    train |= {name: value for name, value in used.items() if name in train}
     return {
         "data": {
             "path": data.path,
@@ -245,7 +250,7 @@ def _lineage(project: Project, settings: TrainSettings, split: Split) -> dict[st
         "code": {"digest": code_digest(project)},
         "prepare": project.prepare().steps,
         "model": project.settings.model.model_dump(mode="json"),
-        "train": settings.model_dump(mode="json", exclude={"promote", "resume", "address"}),
+        "train": train,
         "toolchain": {
             "kit": kit.__version__,
             "python": platform.python_version(),

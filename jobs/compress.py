@@ -32,6 +32,7 @@ from jobs.fitting.loop import Epoch, FitConfig, Fitted
 from jobs.fitting.network import check_network
 from jobs.fitting.workers import fit_on_workers
 from jobs.preparation.prepared import Prepared, prepare_rows
+from jobs.tracking import tracked
 from jobs.train import OUTSIDE
 from kit.models import models
 from kit.project import Project
@@ -116,12 +117,15 @@ class Plan:
 
     def identity(self) -> str:
         """Name the run by everything that decides its outcome."""
-        decides = {
+        return run_identity(self.project, self.prepared.split, self.decided())
+
+    def decided(self) -> dict[str, Any]:
+        """Give what decides the outcome besides the data and the project's Python."""
+        return {
             "parent": self.parent.version.digest,
             "compress": self.facts(),
             "train": self.fine_tuning.model_dump(mode="json", exclude=OUTSIDE),
         }
-        return run_identity(self.project, self.prepared.split, decides)
 
     def facts(self) -> dict[str, Any]:
         """Give the method and what it was decided by, for the lineage."""
@@ -134,7 +138,7 @@ def compress(project: Project, settings: CompressSettings) -> CompressResult:
     """Change, fine-tune, export, check, measure and register; see the module.
 
     Interrupted runs continue where their last epoch ended when the same command is run again on
-    the same parent, data, code and settings.
+    the same parent, data, code and settings. MLflow is told where MLFLOW_TRACKING_URI says so.
 
     Raises:
         InputError: The parent, the data, the project's Python or the settings break a rule.
@@ -148,7 +152,8 @@ def compress(project: Project, settings: CompressSettings) -> CompressResult:
     planned = plan(project, settings)
     identity = planned.identity()
     storage = project.state / "compress"
-    with alone(storage, identity):
+    with alone(storage, identity), tracked(project, "compress", identity=identity) as tracker:
+        tracker.log_parameters(planned.decided())
         fitted = fit_on_workers(
             project,
             planned.fine_tuning,
@@ -157,9 +162,15 @@ def compress(project: Project, settings: CompressSettings) -> CompressResult:
             build=planned.build,
             storage=storage,
             identity=identity,
+            hear=tracker.log_epoch,
         )
         result = conclude(planned, fitted)
         shutil.rmtree(storage / identity, ignore_errors=True)
+        tracker.log_metrics(
+            {**result.candidate.metrics, "before": asdict(result.before), "after": asdict(result.after)}
+        )
+        tracker.log_artifact(result.record)
+        tracker.register(result.candidate.version)
     return result
 
 

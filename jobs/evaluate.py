@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from jobs.alone import alone
-from jobs.candidate import run_identity
-from jobs.evaluation.curves import Variation, check_parameters, learning_curve, validation_curve
+from jobs.candidate import code_digest, run_identity
+from jobs.evaluation.curves import Variation, check_variation, learning_curve, validation_curve
 from jobs.evaluation.explain import require_shap, shap_values
 from jobs.evaluation.folds import check_folds, cross_validate
 from jobs.evaluation.importance import permutation_importance
-from jobs.evaluation.refit import Refit
+from jobs.evaluation.refit import Recipe, Refit, recipe_of
 from jobs.evaluation.rows import MeasuredRows, held_out_rows, labelled_rows
 from jobs.evaluation.slices import check_columns, rank_slices
 from jobs.judge import Contender, answer_rows, find_champion, judge, signature_difference
@@ -30,14 +30,14 @@ from kit.calibration import calibration_curve
 from kit.card import write_card
 from kit.engines import Engine, open_engine
 from kit.errors import GateError, InputError, SettingsError
-from kit.files import canonical_json, write_atomic
+from kit.files import canonical_json, read_json, write_atomic
 from kit.gates import GateResult, Judgement, failures
 from kit.junit import junit_xml
 from kit.metrics import Measured, by_class, leading_metric, measure, statistic
 from kit.model_version import ModelVersion
 from kit.project import Project
 from kit.registry import VersionRecord
-from kit.settings import EvaluateSettings, TrainSettings
+from kit.settings import EvaluateSettings
 from kit.signature import Tensors
 
 _log = logging.getLogger("kit")
@@ -85,6 +85,7 @@ class _Job:
     version: ModelVersion
     rows: MeasuredRows
     champion: tuple[VersionRecord, ModelVersion] | None
+    recipe: Recipe | None
     variation: Variation | None
 
     @property
@@ -94,6 +95,12 @@ class _Job:
     @property
     def name(self) -> str:
         return f"{self.record.model}@{self.record.number}"
+
+    @property
+    def identity(self) -> str:
+        """Name the record: one of each version and table."""
+        table = "" if self.rows.held_out else f"-{self.rows.fingerprint[:8]}"
+        return f"{self.record.number:04d}{table}"
 
     def engine(self, version: ModelVersion) -> Engine:
         return open_engine(
@@ -107,7 +114,8 @@ class _Job:
 def evaluate(project: Project, settings: EvaluateSettings) -> EvaluateResult:
     """Measure a version; see the module.
 
-    An interrupted evaluation keeps the folds and points of curves that were trained.
+    An interrupted evaluation keeps the folds and points of curves that were trained, and what an earlier one
+    measured of the same version and rows beyond what is asked for now stays in the record.
 
     Raises:
         InputError: The data is not what the version was trained on, a table has no labels or classes the
@@ -137,6 +145,7 @@ def evaluate(project: Project, settings: EvaluateSettings) -> EvaluateResult:
     }
     with ExitStack() as held:
         facts |= _trained_again(job, held)
+        facts |= _kept(job, facts)
         written = _write(job, facts, judgement)
     return EvaluateResult(job.name, facts, judgement.results, settings.gates, written)
 
@@ -149,18 +158,19 @@ def _prepared(project: Project, settings: EvaluateSettings) -> _Job:
         place = getattr(settings, key)
         if place is not None and "://" in place:
             raise SettingsError(f"{key} = {place!r} is an address; it is a file", hint="name a file")
-    train = project.command("train", TrainSettings)
-    variation = None
-    if settings.validation_curve is not None:
-        variation = Variation.parse(settings.validation_curve, train=train)
-        check_parameters(project, variation)
-    trains = settings.cross_validation != "none" or settings.learning_curve or variation is not None
+    curves = settings.learning_curve or settings.validation_curve is not None
+    trains = settings.cross_validation != "none" or curves
     if trains and settings.data is not None:
         raise SettingsError(
             "folds and curves train on the project's own data, so they do not go with data",
             hint="leave --data out, or the folds and curves",
         )
     record, version = project.open_version(settings.model or f"{project.name}@candidate")
+    recipe = recipe_of(project, version, name=f"{record.model}@{record.number}") if trains else None
+    variation = None
+    if recipe is not None and settings.validation_curve is not None:
+        variation = Variation.parse(settings.validation_curve, train=recipe.train)
+        check_variation(recipe.project, variation, train=recipe.train)
     champion = find_champion(project) if settings.against is None else project.open_version(settings.against)
     if settings.data is not None:
         rows = labelled_rows(project, version, settings.data)
@@ -171,7 +181,7 @@ def _prepared(project: Project, settings: EvaluateSettings) -> _Job:
     check_columns(rows.table, settings.slices)
     if rows.rows is not None and settings.cross_validation != "none":
         check_folds(rows.rows, kind=settings.cross_validation, n_folds=settings.folds)
-    return _Job(project, settings, record, version, rows, champion, variation)
+    return _Job(project, settings, record, version, rows, champion, recipe, variation)
 
 
 def _judged(job: _Job, outputs: Tensors) -> Judgement:
@@ -179,18 +189,23 @@ def _judged(job: _Job, outputs: Tensors) -> Judgement:
         model_path=job.version.model_path,
         signature=job.version.signature,
         outputs=outputs,
-        data=job.version.manifest.get("lineage", {}).get("data", {}) if job.rows.held_out else {},
+        data=job.version.manifest.get("lineage", {}).get("data", {}),
         digest=job.version.digest,
     )
     champion = job.champion[1] if job.champion is not None else None
-    return judge(job.project, contender, rows=job.rows.part, champion=champion)
+    table = None if job.rows.held_out else job.rows.fingerprint
+    return judge(job.project, contender, rows=job.rows.part, champion=champion, table=table)
 
 
 def _identity(job: _Job) -> dict[str, Any]:
-    lineage = job.version.manifest.get("lineage", {}).get("data", {})
+    lineage = job.version.manifest.get("lineage", {})
     notes = []
-    if not job.rows.held_out and job.rows.fingerprint == lineage.get("fingerprint"):
+    if not job.rows.held_out and job.rows.fingerprint == lineage.get("data", {}).get("fingerprint"):
         notes.append("these are the rows it was trained on, so the figures say little about new ones")
+    if job.recipe is not None and code_digest(job.project) != lineage.get("code", {}).get("digest"):
+        notes.append(
+            "the project's Python has changed since it was trained; folds and curves use it as it is"
+        )
     return {
         "model": job.record.model,
         "number": job.record.number,
@@ -288,20 +303,20 @@ def _trained_again(job: _Job, held: ExitStack) -> dict[str, Any]:
     settings, rows, split = job.settings, job.rows.rows, job.rows.split
     facts: dict[str, Any] = {"cross_validation": None, "learning_curve": [], "validation_curve": None}
     wanted = (settings.cross_validation, settings.learning_curve, settings.validation_curve)
-    if wanted == ("none", False, None) or rows is None or split is None:
+    if job.recipe is None or rows is None or split is None:
         return facts
-    train = job.project.command("train", TrainSettings)
+    project, train = job.recipe.project, job.recipe.train
     identity = run_identity(
-        job.project,
+        project,
         split,
         {
             "train": train.model_dump(mode="json", exclude={"promote", "resume", "address"}),
             "evaluate": [*map(str, wanted), settings.folds],
         },
     )
-    storage = job.project.state / "evaluate"
+    storage = project.state / "evaluate"
     held.enter_context(alone(storage, identity))
-    refit = Refit(job.project, train.model_copy(update={"threads": settings.threads}), storage / identity)
+    refit = Refit(project, train.model_copy(update={"threads": settings.threads}), storage / identity)
     if settings.cross_validation != "none":
         found = cross_validate(refit, rows, kind=settings.cross_validation, n_folds=settings.folds)
         facts["cross_validation"] = {
@@ -339,6 +354,34 @@ class _Forgetting:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def _kept(job: _Job, facts: dict[str, Any]) -> dict[str, Any]:
+    """Find what an earlier evaluation of the same version and rows has measured beyond this one."""
+    settings = job.settings
+    asked = {
+        "cross_validation": settings.cross_validation != "none",
+        "learning_curve": settings.learning_curve,
+        "validation_curve": settings.validation_curve is not None,
+        "shap": settings.shap,
+    }
+    try:
+        before = read_json(job.project.state / "runs" / "evaluate" / f"{job.identity}.json")
+    except InputError:  # there is none, or it is damaged; this one replaces it
+        return {}
+    same = ("fingerprint", "held_out", "label")
+    if before.get("digest") != facts["digest"] or any(
+        before.get("data", {}).get(name) != facts["data"][name] for name in same
+    ):
+        return {}
+    kept = {name: before[name] for name, again in asked.items() if not again and before.get(name)}
+    if not kept:
+        return {}
+    listed = ", ".join(name.replace("_", " ") for name in kept)
+    return {
+        **kept,
+        "notes": [*facts["notes"], f"measured by an earlier evaluation of the same rows: {listed}"],
+    }
+
+
 def _write(job: _Job, facts: dict[str, Any], judgement: Judgement) -> tuple[Path, ...]:
     settings = job.settings
     written = []
@@ -351,6 +394,5 @@ def _write(job: _Job, facts: dict[str, Any], judgement: Judgement) -> tuple[Path
     written += write_card(
         facts, manifest=job.version.manifest, signature=job.version.signature, path=Path(settings.card)
     )
-    identity = f"{job.record.number:04d}" + ("" if job.rows.held_out else f"-{job.rows.fingerprint[:8]}")
-    written.append(job.project.write_record("evaluate", identity, facts))
+    written.append(job.project.write_record("evaluate", job.identity, facts))
     return tuple(written)

@@ -1,6 +1,6 @@
 """Holding a version against the gates: floors, and how much worse than the champion it may be.
 
-Both models answer the same held-out rows on onnxruntime; what their answers are worth is decided in
+Both models answer the same rows on onnxruntime; what their answers are worth is decided in
 ``kit.gates``. It trains, registers and promotes nothing.
 """
 
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from kit.bootstrap import Bootstrap
-from kit.data import Part
 from kit.engines import Engine, open_engine
 from kit.errors import NotFoundError
 from kit.gates import (
@@ -32,6 +31,7 @@ from kit.metrics import measure
 from kit.model_version import ModelVersion
 from kit.project import Project
 from kit.registry import VersionRecord
+from kit.rows import Part
 from kit.signature import Signature, Tensors
 
 _BATCH_ROWS = 1024
@@ -48,7 +48,7 @@ class Contender:
     Attributes:
         model_path: Its ``model.onnx``, verified or made by this process.
         signature: Its inputs and outputs.
-        outputs: Its answers to the held-out rows.
+        outputs: Its answers to the rows.
         data: What its lineage says about the data it was trained on.
         digest: Its digest; None where it is not sealed yet.
     """
@@ -60,14 +60,23 @@ class Contender:
     digest: str | None = None
 
 
-def judge(project: Project, contender: Contender, *, rows: Part, champion: ModelVersion | None) -> Judgement:
+def judge(
+    project: Project,
+    contender: Contender,
+    *,
+    rows: Part,
+    champion: ModelVersion | None,
+    table: str | None = None,
+) -> Judgement:
     """Hold a version against every gate of the project.
 
     Args:
         project: Whose gates.
         contender: What is judged.
-        rows: Rows that the contender was not trained on; its outputs answer them.
+        rows: What the contender's outputs answer.
         champion: What it is held against; None when there is none.
+        table: Fingerprint of the labelled table the rows are; None where they are those held out when the
+            contender was trained.
 
     Raises:
         InputError: The contender's answers are not finite, or there are no rows.
@@ -77,7 +86,7 @@ def judge(project: Project, contender: Contender, *, rows: Part, champion: Model
     results = list(
         check_floors(measured.values, dict[str, float](gates.floors.items()), undefined=measured.undefined)
     )
-    results += _losses(project, contender, rows=rows, champion=champion)
+    results += _losses(project, contender, rows=rows, champion=champion, table=table)
     return Judgement(
         results=tuple(results),
         champion=champion.digest if champion is not None else None,
@@ -126,7 +135,12 @@ def signature_difference(candidate: Signature, champion: Signature) -> str:
 
 
 def _losses(
-    project: Project, contender: Contender, *, rows: Part, champion: ModelVersion | None
+    project: Project,
+    contender: Contender,
+    *,
+    rows: Part,
+    champion: ModelVersion | None,
+    table: str | None,
 ) -> list[GateResult]:
     gates = project.settings.gates
     bounds = dict[str, float](gates.max_loss.items())
@@ -156,7 +170,12 @@ def _losses(
         bootstrap=bootstrap,
         min_rows=gates.min_rows,
     )
-    note = _may_have_seen(contender.data, champion.manifest.get("lineage", {}).get("data", {}))
+    trained_on = champion.manifest.get("lineage", {}).get("data", {})
+    note = (
+        _may_have_seen(contender.data, trained_on)
+        if table is None
+        else _have_learned(table, candidate=contender.data, champion=trained_on)
+    )
     results += [
         replace(result, reason="; ".join(each for each in (result.reason, note) if each))
         for result in compared
@@ -190,6 +209,20 @@ def _may_have_seen(candidate: Mapping[str, Any], champion: Mapping[str, Any]) ->
     if champion.get("held_out") != candidate.get("held_out"):
         return f"the champion was trained on another split of the same data; {both}"
     return ""
+
+
+def _have_learned(table: str, *, candidate: Mapping[str, Any], champion: Mapping[str, Any]) -> str:
+    """Say which of the two was trained on rows of a labelled table."""
+    learned = [
+        name
+        for name, data in (("the candidate", candidate), ("the champion", champion))
+        if data.get("fingerprint") == table
+    ]
+    if learned:
+        return (
+            f"{' and '.join(learned)} {'was' if len(learned) == 1 else 'were'} trained on rows of this table"
+        )
+    return "whether one of the two has learned from rows of this table is not known"
 
 
 def _timed(

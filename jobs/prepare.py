@@ -20,12 +20,13 @@ from jobs.preparation.plan import plan_features
 from jobs.preparation.prepared import Prepared, fit_preparation
 from kit.cleaning import Change, Cleaned, apply_rule
 from kit.columns import class_balance, describe
-from kit.data import Part, Rows, load_rows, read_data
+from kit.data import load_rows, read_data, string_columns
 from kit.errors import ConflictError, InputError, nearest
 from kit.files import atomic_folder, canonical_json, sha256_bytes
 from kit.project import Project
 from kit.report import data_report
 from kit.report.page import local_file
+from kit.rows import Part, Rows
 from kit.settings import PrepareSettings
 from kit.signature import Signature
 from kit.windows import add_windows
@@ -82,9 +83,9 @@ def prepare(project: Project, settings: PrepareSettings) -> PrepareResult:
     report = local_file(settings.report, key="report")
     if settings.output is not None:
         _require_own(settings.output)
+    plan_features(project)  # refused before a table is read
     if settings.input is not None and settings.output is not None:
         return _lay_out(project, settings, uri=settings.input, output=settings.output)
-    plan_features(project)  # refused before the table is read
     rows = load_rows(project)
     train, validation, test = rows.hold_out()
     prepared = fit_preparation(project, rows.split(train=train, validation=validation, test=test))
@@ -181,8 +182,7 @@ def _lay_out(project: Project, settings: PrepareSettings, *, uri: str, output: s
         for rule in settings.rules
         if rule.otherwise == "replace" or (rule.otherwise == "missing" and rule.column not in inputs)
     ]
-    strings = [rule.column for rule in rules]
-    table = read_data(uri, signature, settings=project.settings.data, strings=strings)
+    table = read_data(uri, signature, settings=project.settings.data, strings=string_columns(project))
     cleaned = Cleaned(table, np.arange(table.num_rows))
     for rule in rules:
         if rule.column in table.column_names:  # the label, for one, may not be known yet

@@ -16,6 +16,7 @@ from typing import Any
 
 from jobs.alone import alone
 from jobs.candidate import Candidate, check_ready, register_candidate, run_identity
+from jobs.fitting.estimators import check_settings, used_settings
 from jobs.fitting.loop import Epoch, FitConfig, Fitted
 from jobs.fitting.memory import compute_twice
 from jobs.fitting.network import build_network, check_network
@@ -64,9 +65,11 @@ def train(project: Project, settings: TrainSettings) -> TrainResult:
         ConflictError: The same training is running already.
         UnavailableError: The cluster, the store or the disk fails.
     """
+    check_settings(project, settings)
     check_ready(project)
     prepared = prepare_rows(project)
-    asked = settings.model_dump(mode="json", exclude=OUTSIDE)
+    used = used_settings(project, settings)
+    asked = {name: value for name, value in used.items() if name not in OUTSIDE}
     identity = run_identity(project, prepared.split, asked)
     storage = project.state / "train"
     with alone(storage, identity), tracked(project, "train", identity=identity) as tracker:

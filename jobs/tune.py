@@ -8,7 +8,6 @@ nothing is trained again. The same command goes on where an interrupted study st
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -16,35 +15,29 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jobs.alone import alone
-from jobs.candidate import Candidate, check_ready, register_candidate, run_identity
+from jobs.candidate import Candidate, check_ready, register_candidate
 from jobs.cluster import connected, n_cpus, translated
-from jobs.fitting.estimators import check_estimator, fit_estimator
+from jobs.fitting.estimators import fit_estimator
 from jobs.fitting.loop import Fitted
-from jobs.fitting.network import build_network, check_network
-from jobs.preparation.prepared import Prepared, prepare_rows
 from jobs.tracking import Tracker, tracked
-from jobs.train import OUTSIDE as OUTSIDE_TRAIN
 from jobs.tuning.importance import importance
 from jobs.tuning.ledger import Ledger
 from jobs.tuning.live import Live
+from jobs.tuning.plan import Plan, plan_study, work_of
 from jobs.tuning.resources import room_for
 from jobs.tuning.running import Run, run_study
-from jobs.tuning.space import LIVELY, Space, Values
+from jobs.tuning.space import Values
 from jobs.tuning.study import Study, Trial
-from jobs.tuning.trial import Work, read_best
-from kit.errors import InputError, SettingsError, UnavailableError, nearest
-from kit.metrics import LOSSES, METRICS
+from jobs.tuning.trial import read_best
+from kit.errors import InputError, UnavailableError
 from kit.project import Project
-from kit.settings import TrainSettings, TuneSettings
+from kit.settings import TuneSettings
 
 _log = logging.getLogger("kit")
 
-#: Settings of tune that change nothing in what a trial gives.
-OUTSIDE = {"promote", "resume", "address", "storage", "concurrent", "time_budget_s"}
-_S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 _REASONS = 3  # of failed trials, in the error that says that none has worked
 
 
@@ -79,31 +72,6 @@ class TuneResult:
         self.candidate.require_passed()
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What is settled before Ray starts."""
-
-    project: Project
-    settings: TuneSettings
-    train: TrainSettings
-    space: Space
-    prepared: Prepared
-    mode: Literal["min", "max"]
-    identity: str
-
-    @property
-    def storage(self) -> str:
-        return self.settings.storage or str(self.project.state / "tune")
-
-    @property
-    def is_estimator(self) -> bool:
-        return self.project.settings.model.estimator is not None
-
-    @property
-    def n_classes(self) -> int:
-        return len(self.prepared.split.classes)
-
-
 def tune(project: Project, settings: TuneSettings) -> TuneResult:
     """Search, then export, check, sign and register the best trial; see the module.
 
@@ -115,7 +83,7 @@ def tune(project: Project, settings: TuneSettings) -> TuneResult:
         UnavailableError: The cluster, the ledger's place, the store or the disk fails.
     """
     check_ready(project)
-    plan = _plan(project, settings)
+    plan = plan_study(project, settings)
     ledger = Ledger(plan.storage, study=plan.identity)
     with (
         alone(project.state / "tune", plan.identity),
@@ -146,101 +114,7 @@ def tune(project: Project, settings: TuneSettings) -> TuneResult:
     return result
 
 
-def _plan(project: Project, settings: TuneSettings) -> _Plan:
-    """Check everything that needs no Ray."""
-    space = Space.of(settings.space)
-    train = project.command("train", TrainSettings)
-    _check_choices(project, settings, train, space)
-    _check_estimator(project, settings, space)
-    space.check_train(train)
-    if settings.search == "grid":
-        n_trials = len(space.grid())
-        settings = settings.model_copy(update={"trials": n_trials})
-        _log.info("the grid has %d trials", n_trials)
-    prepared = prepare_rows(project)
-    n_classes = len(prepared.split.classes)
-
-    def build(parameters: Values) -> Any:
-        if project.settings.model.estimator is not None:
-            return check_estimator(project, parameters=parameters)
-        network = build_network(
-            project, n_features=prepared.n_features, n_classes=n_classes, parameters=parameters
-        )
-        check_network(network, rows=prepared.train[:2], n_classes=n_classes)
-        return tuple((name, tuple(each.shape)) for name, each in network.state_dict().items())
-
-    space.check_build(build, weights_stay=settings.search == "pbt")
-    decides = {
-        "tune": settings.model_dump(mode="json", exclude=OUTSIDE),
-        "train": train.model_dump(mode="json", exclude=OUTSIDE_TRAIN),
-    }
-    less_is_better = settings.metric == "validation_loss" or settings.metric in LOSSES
-    return _Plan(
-        project=project,
-        settings=settings,
-        train=train,
-        space=space,
-        prepared=prepared,
-        mode="min" if less_is_better else "max",
-        identity=run_identity(project, prepared.split, decides),
-    )
-
-
-def _check_choices(project: Project, settings: TuneSettings, train: TrainSettings, space: Space) -> None:
-    """Refuse settings that do not go together."""
-    known = ("validation_loss", *METRICS[project.settings.project.task])
-    if settings.metric not in known:
-        raise SettingsError(
-            f"metric = {settings.metric!r} does not measure a {project.settings.project.task} project",
-            hint=nearest(settings.metric, known),
-        )
-    if train.workers > 1 and settings.metric != "validation_loss":
-        raise SettingsError(
-            f"metric = {settings.metric!r} is measured in the trial's own process, but [train] has workers = "
-            f"{train.workers}",
-            hint="use metric = 'validation_loss', or workers = 1",
-        )
-    if train.workers > 1 and (settings.storage or "").startswith("s3://"):
-        raise SettingsError(
-            f"storage = {settings.storage!r} cannot hold the checkpoints of workers = {train.workers}",
-            hint="name a folder that every node shares, or set workers = 1",
-        )
-    if train.workers > 1 and settings.search == "pbt":
-        raise SettingsError(
-            f"search = 'pbt' trains members of one worker, but [train] has workers = {train.workers}",
-            hint="set workers = 1, or use search = 'optuna'",
-        )
-    if settings.search == "pbt" and settings.trials < 2:
-        raise SettingsError(
-            "a population of trials = 1 has nobody to learn from", hint="set trials to 4 or more"
-        )
-    if settings.search == "pbt":
-        for each in space.dimensions:
-            if each.of_train and each.name not in LIVELY:
-                raise SettingsError(
-                    f"search = 'pbt' cannot change {each.name!r} while a trial trains",
-                    hint=nearest(each.name, LIVELY),
-                )
-
-
-def _check_estimator(project: Project, settings: TuneSettings, space: Space) -> None:
-    """Refuse what an estimator, which is fitted in one go, has no use for."""
-    if project.settings.model.estimator is None:
-        return
-    if settings.search == "pbt":
-        raise SettingsError(
-            "search = 'pbt' changes settings between epochs, but an estimator has none",
-            hint="use search = 'optuna'",
-        )
-    for each in space.dimensions:
-        if each.of_train and each.name != "seed":
-            raise SettingsError(
-                f"[tune.space.train]: {each.name!r} means nothing to an estimator",
-                hint="vary its own arguments under [tune.space.parameters]",
-            )
-
-
-def _open_study(plan: _Plan, ledger: Ledger) -> tuple[dict[str, Any], Study]:
+def _open_study(plan: Plan, ledger: Ledger) -> tuple[dict[str, Any], Study]:
     """Take up what an interrupted driver left, or begin anew."""
     study = Study(ledger=ledger, budget=plan.settings.trials, mode=plan.mode, propose=lambda number: None)
     there, trials = ledger.read()
@@ -266,7 +140,7 @@ def _open_study(plan: _Plan, ledger: Ledger) -> tuple[dict[str, Any], Study]:
     return facts, study
 
 
-def _search(plan: _Plan, study: Study, facts: Mapping[str, Any], *, clock: _Clock) -> None:
+def _search(plan: Plan, study: Study, facts: Mapping[str, Any], *, clock: _Clock) -> None:
     """Run what is left of the study on Ray."""
     settings = plan.settings
     left_s = None if settings.time_budget_s is None else settings.time_budget_s - clock.seconds
@@ -305,7 +179,7 @@ def _search(plan: _Plan, study: Study, facts: Mapping[str, Any], *, clock: _Cloc
                 (int(v) for each in plan.space.dimensions if each.name == "epochs" for v in each.probes),
                 default=plan.train.epochs,
             )
-            run = Run(settings, _work(plan), max_epochs=most, room=room, seconds_left=left_s)
+            run = Run(settings, work_of(plan), max_epochs=most, room=room, seconds_left=left_s)
             try:
                 rows = plan.prepared if plan.is_estimator else plan.prepared.arrays
                 run_study(study, run, rows, live=live)
@@ -320,22 +194,6 @@ def _end_running(study: Study) -> None:
             study.end(number, "stopped", reason="the time budget was spent")
 
 
-def _work(plan: _Plan) -> Work:
-    return Work(
-        folder=str(plan.project.folder),
-        train=plan.train,
-        space=plan.space,
-        n_features=plan.prepared.n_features,
-        n_classes=plan.n_classes,
-        metric=plan.settings.metric,
-        mode=plan.mode,
-        storage=plan.storage,
-        study=plan.identity,
-        share_epochs=plan.settings.perturb_epochs if plan.settings.search == "pbt" else 0,
-        environment={name: os.environ[name] for name in _S3_VARIABLES if name in os.environ},
-    )
-
-
 def _best(study: Study) -> Trial:
     best = study.best
     if best is not None:
@@ -348,7 +206,7 @@ def _best(study: Study) -> Trial:
     )
 
 
-def _register(plan: _Plan, study: Study, best: Trial) -> Candidate:
+def _register(plan: Plan, study: Study, best: Trial) -> Candidate:
     """Make the version of the best trial's best weights."""
     project = plan.project
     parameters, changed = plan.space.split(best.parameters)
@@ -382,7 +240,7 @@ def _register(plan: _Plan, study: Study, best: Trial) -> Candidate:
     )
 
 
-def _read_best(plan: _Plan, study: Study, best: Trial, *, parameters: Values) -> Fitted:
+def _read_best(plan: Plan, study: Study, best: Trial, *, parameters: Values) -> Fitted:
     with tempfile.TemporaryDirectory(prefix="best-") as scratch:
         return read_best(
             plan.project,
@@ -394,7 +252,7 @@ def _read_best(plan: _Plan, study: Study, best: Trial, *, parameters: Values) ->
 
 
 def _record(
-    plan: _Plan, study: Study, candidate: Candidate, *, shares: Mapping[str, float], seconds: float
+    plan: Plan, study: Study, candidate: Candidate, *, shares: Mapping[str, float], seconds: float
 ) -> Path:
     settings, version = plan.settings, candidate.version
     best = study.best

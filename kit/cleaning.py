@@ -154,19 +154,22 @@ def drop_duplicates(cleaned: Cleaned, settings: DuplicatesSettings, *, time: str
     Args:
         cleaned: What the steps before left.
         settings: Which columns, and which row is kept.
-        time: The column [data] time names, for keep = 'latest'.
+        time: The column [data] time names, for keep = 'latest' where the settings name none.
 
     Raises:
         InputError: The time column holds what is no time.
-        SettingsError: A column is not there, or [data] time is needed.
+        SettingsError: A column is not there, or a time is needed.
     """
     table = cleaned.table
     keys = settings.keys or tuple(table.column_names)
     for key in keys:
         require_column(key, table.column_names, what="[prepare.duplicates] keys")
+    where = "[data] time" if settings.time is None else "[prepare.duplicates] time"
+    time = settings.time or time
     if settings.keep == "latest" and time is None:
         raise SettingsError(
-            "keep = 'latest' needs [data] time", hint="name the column that orders the rows under [data] time"
+            "keep = 'latest' has no time to order the rows by",
+            hint="set time under [prepare.duplicates], or [data] time",
         )
     groups = same_rows(table, keys)
     place = np.arange(table.num_rows)
@@ -178,7 +181,7 @@ def drop_duplicates(cleaned: Cleaned, settings: DuplicatesSettings, *, time: str
         order = np.lexsort((place, _n_missing(table), groups))
     else:
         assert time is not None
-        require_column(time, table.column_names, what="[data] time")
+        require_column(time, table.column_names, what=where)
         late = read_times(table.column(time), name=time).values
         order = np.lexsort((place, late, groups))[::-1]
     ordered = groups[order]

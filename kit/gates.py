@@ -156,7 +156,7 @@ def check_max_loss(
     bootstrap: Bootstrap,
     min_rows: int,
 ) -> tuple[GateResult, ...]:
-    """Hold a candidate's metrics against the champion's, on the same held-out rows.
+    """Hold a candidate's metrics against the champion's, on the same rows.
 
     Args:
         bounds: Metric to the most it may be worse, in its unit.
@@ -191,7 +191,7 @@ def _one_loss(
 ) -> GateResult:
     n_rows, metric = len(labels), gate.metric
     if n_rows < min_rows:
-        return replace(gate, reason=f"{n_rows} held-out rows are fewer than min_rows = {min_rows}")
+        return replace(gate, reason=f"{n_rows} rows are fewer than min_rows = {min_rows}")
     figures: list[float] = []
     for name, each in zip(("candidate", "champion"), outputs, strict=True):
         if not all(np.isfinite(each[key]).all() for key in ("probabilities", "value") if key in each):

@@ -1,7 +1,7 @@
 """What a held-out row must not share with the rows a model learned from.
 
-An id or a time that crosses fails the run; rows that are equal in every input are counted. The rows
-are only compared: how they were split is not known here.
+An id, a time or a group that stays together fails the run when it crosses; rows that are equal in every
+input are counted. The rows are only compared: how they were split is not known here.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ class Evidence:
         ids: Its codes, -1 where an id is missing; None where none is declared.
         time: The column of time, where one is declared.
         times: Its values; None where none is declared.
+        group: The column of groups, where one is declared.
+        groups: Its codes, none missing; None where none is declared.
+        together: Whether a group must not cross, as an id must not.
     """
 
     table: pa.Table
@@ -40,10 +43,13 @@ class Evidence:
     ids: np.ndarray | None = None
     time: str = ""
     times: np.ndarray | None = None
+    group: str = ""
+    groups: np.ndarray | None = None
+    together: bool = False
 
 
 def check_leakage(evidence: Evidence, parts: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], ...]:
-    """Refuse parts between which an id or a time crosses, and count equal rows.
+    """Refuse parts between which an id, a group or a time crosses, and count equal rows.
 
     Args:
         evidence: What is compared.
@@ -53,14 +59,21 @@ def check_leakage(evidence: Evidence, parts: Mapping[str, np.ndarray]) -> tuple[
         One object per check made: ``check``, ``found`` (how many) and ``detail`` in words.
 
     Raises:
-        InputError: A value of the id is in two parts, or a training row is not earlier than the
-            validation and held-out rows, or a validation row not earlier than the held-out ones.
+        InputError: A value of the id, or of a group that stays together, is in two parts, or a training
+            row is not earlier than the validation and held-out rows, or a validation row not earlier than
+            the held-out ones.
     """
     facts = []
     if evidence.ids is not None:
-        _check_ids(evidence, evidence.ids, parts)
+        hint = f"set split = 'grouped' and group = {evidence.id!r} under [data]"
+        _check_codes(evidence, evidence.ids, parts, what="id", hint=hint)
         detail = f"no value of {evidence.id!r} is in two parts"
         facts.append({"check": "id", "found": 0, "detail": detail})
+    if evidence.groups is not None and evidence.together:
+        hint = "split by group: use grouped folds, or split = 'grouped' under [data]"
+        _check_codes(evidence, evidence.groups, parts, what="group", hint=hint)
+        detail = f"no value of {evidence.group!r} is in two parts"
+        facts.append({"check": "group", "found": 0, "detail": detail})
     if evidence.times is not None:
         _check_times(evidence, evidence.times, parts)
         detail = f"every training row is earlier by {evidence.time!r} than what it is judged on"
@@ -78,24 +91,28 @@ def check_leakage(evidence: Evidence, parts: Mapping[str, np.ndarray]) -> tuple[
     return tuple(facts)
 
 
-def _check_ids(evidence: Evidence, ids: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
-    n_ids = int(ids.max(initial=-1)) + 1
+def _check_codes(
+    evidence: Evidence, codes: np.ndarray, parts: Mapping[str, np.ndarray], *, what: str, hint: str
+) -> None:
+    """Refuse a value of an id or a group (-1 where it is missing) that is in two parts."""
+    name = evidence.id if what == "id" else evidence.group
+    n_codes = int(codes.max(initial=-1)) + 1
     seen = {}
     for part, positions in parts.items():
-        mine = ids[positions]
-        seen[part] = np.zeros(n_ids, dtype=bool)
+        mine = codes[positions]
+        seen[part] = np.zeros(n_codes, dtype=bool)
         seen[part][mine[mine >= 0]] = True
     crossing = sum(mask.astype(np.int64) for mask in seen.values()) > 1
     if not np.any(crossing):
         return
     code = int(np.argmax(crossing))
     where = [_WORDS[part] for part, mask in seen.items() if mask[code]]
-    value = evidence.table.column(evidence.id)[int((ids == code).argmax())].as_py()
+    value = evidence.table.column(name)[int((codes == code).argmax())].as_py()
     count = int(np.sum(crossing))
     raise InputError(
-        f"leakage: {value!r} of the id {evidence.id!r} is in the {where[0]} and the {where[1]} rows "
-        f"({count} ids are in two parts)",
-        hint=f"set split = 'grouped' and group = {evidence.id!r} under [data]",
+        f"leakage: {value!r} of the {what} {name!r} is in the {where[0]} and the {where[1]} rows "
+        f"({count} {what}s are in two parts)",
+        hint=hint,
     )
 
 

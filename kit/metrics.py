@@ -203,8 +203,9 @@ def _accuracy(labels: np.ndarray, outputs: Outputs) -> Statistic:
 
 
 def _log_loss(labels: np.ndarray, outputs: Outputs) -> Statistic:
-    taken = outputs["probabilities"][np.arange(len(labels)), labels].astype(np.float64)
-    return _mean(-np.log(np.clip(taken, np.finfo(np.float64).tiny, 1.0)))
+    taken = outputs["probabilities"][np.arange(len(labels)), labels]
+    least = float(np.finfo(taken.dtype).eps)  # nothing is more certain than its type can tell from certainty
+    return _mean(-np.log(np.clip(taken.astype(np.float64), least, 1 - least)))
 
 
 def _by_class_mean(figure: str, *, weighted: bool = False) -> Callable[[np.ndarray, Outputs], Statistic]:

@@ -125,17 +125,22 @@ def _champion(project: Project, model: str) -> VersionRecord | None:
 def _judgement(project: Project, record: VersionRecord, champion: VersionRecord) -> Judgement | None:
     """Find how a version was judged against this champion by the gates as they are now, newest first."""
     rules = project.settings.gates.model_dump(mode="json", exclude={"floors"})
-    found = [record.summary.get("judgement")]
+    evaluations: list[dict[str, Any]] = []
     for path in (project.state / "runs" / "evaluate").glob("*.json"):
         with contextlib.suppress(InputError):  # a damaged record is the report's business
-            evaluated = read_json(path)
-            if evaluated.get("digest") == record.digest:
-                found.append(evaluated.get("judgement"))
-    for each in reversed(found):
-        judgement = Judgement.from_json(each)
+            evaluations.append(read_json(path))
+    mine = [each for each in evaluations if each.get("digest") == record.digest]
+    mine.sort(key=_written_at_s, reverse=True)
+    for each in (*mine, record.summary):  # it was registered before it was evaluated
+        judgement = Judgement.from_json(each.get("judgement"))
         if judgement and judgement.champion == champion.digest and judgement.rules == rules:
             return judgement
     return None
+
+
+def _written_at_s(evaluation: dict[str, Any]) -> float:
+    written_at_s = evaluation.get("written_at_s")
+    return float(written_at_s) if isinstance(written_at_s, (int, float)) else 0.0
 
 
 def _verify(project: Project, reference: str | None) -> ModelsResult:

@@ -27,6 +27,7 @@ from kit.settings import (
     Settings,
     SigningSettings,
     StoreSettings,
+    is_marked,
 )
 
 S = TypeVar("S", bound=Settings)
@@ -135,7 +136,7 @@ def _check_partial(cls: type[CommandSettings], values: Mapping[str, Any], *, whe
 def _sentence(cls: type[Settings], error: ValidationError, *, where: str) -> SettingsError:
     findings = error.errors()
     finding = next((found for found in findings if found["type"] != "missing"), findings[0])
-    place = ".".join(str(part) for part in finding["loc"])
+    place = _place(finding["loc"])
     if finding["type"] == "extra_forbidden":
         owner = _owner(cls, finding["loc"])
         return SettingsError(
@@ -149,22 +150,45 @@ def _sentence(cls: type[Settings], error: ValidationError, *, where: str) -> Set
         return SettingsError(
             f"{where} does not know {finding['input']!r}", hint=nearest(str(finding["input"]), valid)
         )
+    hint = _help(cls, finding["loc"])
     if finding["type"] == "value_error":
-        return SettingsError(f"{where}: {finding['ctx']['error']}", hint=_help(cls))
-    _, _, rule = finding["msg"].rpartition(" should ")  # "Input should be ...", "String should match ..."
-    return SettingsError(f"{where}: {place} = {finding['input']!r}, but it should {rule}", hint=_help(cls))
+        return SettingsError(f"{where}: {finding['ctx']['error']}", hint=hint)
+    # A field that takes one of several kinds of value is found wrong once for each of them.
+    rules = [_rule(each) for each in findings if _place(each["loc"]) == place]
+    said = " or ".join(dict.fromkeys(rules))
+    return SettingsError(f"{where}: {place} = {finding['input']!r}, but it should {said}", hint=hint)
 
 
-def _help(cls: type[Settings]) -> str:
-    """Say where the keys of a group are described."""
+def _rule(finding: Any) -> str:
+    """Give the end of "it should"."""
+    if finding["type"] in ("model_type", "dict_type"):
+        return "be a table"
+    return str(finding["msg"]).rpartition(" should ")[2]  # "Input should be ...", "String should match ..."
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """Write where a finding is: entries of a list count from 1, pydantic's names of kinds are left out."""
+    parts: list[str] = []
+    for part in location:
+        if isinstance(part, int):
+            parts[-1] += f"[{part + 1}]"
+        elif "[" not in part and part not in ("str", "int", "float", "bool"):
+            parts.append(part)
+    return ".".join(parts)
+
+
+def _help(cls: type[Settings], location: tuple[int | str, ...]) -> str:
+    """Say where the key of a finding is described."""
     commands = {each.__name__: name for name, each in COMMAND_SECTIONS.items()}
-    if cls.__name__ in commands:
+    field = cls.model_fields.get(str(location[0])) if location else None
+    flag = field is None or not is_marked(field, "in_file")
+    if cls.__name__ in commands and flag:
         return f"correct it; kit {commands[cls.__name__]} --help describes every setting"
     return "correct it; docs/reference.md describes every key"
 
 
 def _owner(cls: type[Settings], location: tuple[int | str, ...]) -> type[Settings]:
-    """Find the class whose key an error's location names: inputs.0.nme belongs to InputSettings."""
+    """Find the class whose key an error's location names: inputs[1].nme belongs to InputSettings."""
     for part in location[:-1]:
         field = cls.model_fields.get(str(part))
         inner = _settings_in(field.annotation) if field is not None else None

@@ -5,12 +5,14 @@ Takes arrays and gives positions in them, sorted; it knows nothing of tables, mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from kit.errors import InputError
+from kit.times import NO_GAP, Gap
 
 Positions = tuple[np.ndarray, np.ndarray]
 
@@ -34,6 +36,8 @@ def cut_random(
     """
     from sklearn.model_selection import train_test_split
 
+    if np.ceil(fraction * len(candidates)) >= len(candidates):
+        raise InputError(f"a share of {fraction:g} leaves none of {len(candidates)} rows")
     try:
         kept, taken = train_test_split(candidates, test_size=fraction, random_state=seed, stratify=strata)
     except ValueError as error:
@@ -82,7 +86,13 @@ def cut_groups(
 
 
 def cut_time(
-    candidates: np.ndarray, *, times: np.ndarray, fraction: float, gap: float = 0, leave: int = 1
+    candidates: np.ndarray,
+    *,
+    times: np.ndarray,
+    fraction: float,
+    gap: Gap = NO_GAP,
+    leave: int = 1,
+    say: Callable[[int], str],
 ) -> Positions:
     """Take the latest rows.
 
@@ -90,11 +100,12 @@ def cut_time(
 
     Args:
         candidates: Positions to choose from, in any order of time, shape (n,).
-        times: Time of each candidate, int64 or float64, shape (n,).
-        fraction: Share of the rows to take, 0 to 1.
+        times: Time of every row, int64 or float64, shape (n_rows,).
+        fraction: Share of the candidates to take, 0 to 1.
         gap: In the unit of the times; earlier rows nearer than this to the first row taken are in
             neither part.
         leave: Different moments that must lie before the boundary, at least.
+        say: Gives the time of a row at a position in words, for messages.
 
     Returns:
         The positions that stay and those that are taken; every one that stays is earlier.
@@ -102,6 +113,7 @@ def cut_time(
     Raises:
         InputError: There are too few different times, or the gap leaves nothing.
     """
+    times = times[candidates]
     moments, counts = np.unique(times, return_counts=True)
     if len(moments) < leave + 1:
         raise InputError(f"there are {len(moments)} different times and {leave + 1} are needed")
@@ -111,7 +123,8 @@ def cut_time(
     start = moments[distance.argmin()]
     earlier = _earlier(times, start, gap)
     if not earlier.any():
-        raise InputError(f"the gap of {gap:g} in the unit of the times leaves no row before {start}")
+        first = say(int(candidates[(times == start).argmax()]))
+        raise InputError(f"the gap of {gap.written} leaves no row before {first}")
     return candidates[earlier], candidates[times >= start]
 
 
@@ -171,7 +184,9 @@ def group_folds(groups: np.ndarray, *, n_folds: int) -> Iterator[Positions]:
     yield from _folds(GroupKFold(n_splits=n_folds), len(groups), groups=groups)
 
 
-def time_folds(times: np.ndarray, *, n_folds: int, gap: float = 0) -> Iterator[Positions]:
+def time_folds(
+    times: np.ndarray, *, n_folds: int, gap: Gap = NO_GAP, say: Callable[[int], str]
+) -> Iterator[Positions]:
     """Train on what came before and test on what came next, on a history that grows.
 
     The rows are cut by time into n_folds + 1 stretches of about the same number; fold k tests on the
@@ -182,6 +197,7 @@ def time_folds(times: np.ndarray, *, n_folds: int, gap: float = 0) -> Iterator[P
         times: Time of each row, int64 or float64, shape (n_rows,), in any order.
         n_folds: How many folds, 2 or more.
         gap: In the unit of the times; rows nearer than this before a test stretch are left out.
+        say: Gives the time of a row at a position in words, for messages.
 
     Yields:
         The training and the test positions of each fold, from the shortest history to the longest.
@@ -210,14 +226,21 @@ def time_folds(times: np.ndarray, *, n_folds: int, gap: float = 0) -> Iterator[P
             test &= times < bounds[stretch + 1]
         if not train.any():
             raise InputError(
-                f"the gap of {gap:g} in the unit of the times leaves no row before {start}",
+                f"the gap of {gap.written} leaves no row before {say(int((times == start).argmax()))}",
                 hint="set a shorter gap or fewer folds",
             )
         yield np.flatnonzero(train), np.flatnonzero(test)
 
 
-def _earlier(times: np.ndarray, start: Any, gap: float) -> np.ndarray:
-    return np.asarray(times <= start - gap if gap else times < start)
+def _earlier(times: np.ndarray, start: Any, gap: Gap) -> np.ndarray:
+    if not gap.length:
+        return np.asarray(times < start)
+    if times.dtype.kind == "f":
+        return np.asarray(times <= start - gap.length)
+    latest = int(start) - math.ceil(gap.length)  # in Python: int64 would wrap around
+    if latest < np.iinfo(np.int64).min:
+        return np.zeros(len(times), dtype=bool)
+    return np.asarray(times <= latest)
 
 
 def _folds(

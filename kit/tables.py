@@ -107,6 +107,7 @@ def list_files(uri: str, *, formats: Mapping[str, str] = FORMATS) -> tuple[Table
         InputError: Nothing is there, or nothing in it is a table.
         UnavailableError: S3 does not answer or refuses.
     """
+    import pyarrow as pa
     from pyarrow import fs
 
     system, root = open_file_system(uri)
@@ -118,6 +119,8 @@ def list_files(uri: str, *, formats: Mapping[str, str] = FORMATS) -> tuple[Table
             found = [info] if info.type == fs.FileType.File else []
     except OSError as error:
         raise storage_error(uri, error) from error
+    except pa.ArrowInvalid as error:  # for one, a NUL in the name
+        raise InputError(f"{uri!r} is no place of a table: {str(error)[:100]!r}") from error
     files = []
     for entry in sorted(found, key=lambda item: item.path):
         name = entry.path[len(root) :].lstrip("/") or entry.base_name
@@ -170,11 +173,59 @@ def read_table(uri: str, *, columns: Sequence[str] | None = None, strings: Seque
         raise InputError(f"{uri} holds no rows: {files[0].name} is empty", hint="name a table with rows")
     for file, table in kept:
         _require(table.column_names, columns, file)
+    if columns is None:
+        _require_same_columns(kept)
     tables = [table.select(list(columns)) if columns is not None else table for _, table in kept]
+    _require_same_types([file for file, _ in kept], [table.schema for table in tables])
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise InputError(f"the files of {uri} do not have the same columns: {error}") from error
+        raise InputError(
+            f"the files of {uri} cannot be put together: {error}",
+            hint="store each column with one type in every file",
+        ) from error
+
+
+def _require_same_columns(kept: Sequence[tuple[TableFile, pa.Table]]) -> None:
+    """Refuse a file that lacks a column of another: Arrow would fill it with nulls."""
+    owner = {name: file for file, table in reversed(kept) for name in table.column_names}
+    for file, table in kept:
+        there = set(table.column_names)
+        lacking = next((name for name in owner if name not in there), None)
+        if lacking is not None:
+            raise InputError(
+                f"{file.name} has no column {lacking!r}, which {owner[lacking].name} has",
+                hint="give every file the same columns, or move the file out of the folder",
+            )
+
+
+def _require_same_types(files: Sequence[TableFile], schemas: Sequence[pa.Schema]) -> None:
+    """Refuse types of a column that Arrow cannot put together; whole and other numbers it can."""
+    if len(set(schemas)) < 2:
+        return
+    for name in schemas[0].names:
+        seen: dict[pa.DataType, TableFile] = {}
+        for file, schema in zip(files, schemas, strict=True):
+            kind = schema.field(name).type
+            for other, earlier in seen.items():
+                if kind != other and not _go_together(other, kind):
+                    raise InputError(
+                        f"column {name!r} holds values of type {other} in {earlier.name} and of type {kind} "
+                        f"in {file.name}",
+                        hint="store the column with one type in every file",
+                    )
+            seen.setdefault(kind, file)
+
+
+def _go_together(first: pa.DataType, second: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    schemas = [pa.schema([("column", kind)]) for kind in (first, second)]
+    try:
+        pa.unify_schemas(schemas, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return False
+    return True
 
 
 def read_file(

@@ -32,6 +32,22 @@ class Times:
     units_per_s: int | None
 
 
+@dataclass(frozen=True)
+class Gap:
+    """Time left out between what is learned from and what is held out.
+
+    Attributes:
+        length: In the unit of a column of time, 0 or more.
+        written: As kit.toml has it, for messages.
+    """
+
+    length: int | float = 0
+    written: str = "0"
+
+
+NO_GAP = Gap()
+
+
 def read_times(column: Any, *, name: str) -> Times:
     """Make a table's column of time comparable.
 
@@ -59,7 +75,10 @@ def read_times(column: Any, *, name: str) -> Times:
         try:
             return Times(_whole(array), None)
         except pa.ArrowInvalid as error:
-            raise InputError(f"time column {name!r} holds numbers beyond 64 bits: {error}") from error
+            raise InputError(
+                f"time column {name!r} holds numbers beyond 64 bits: {error}",
+                hint="store smaller numbers, or moments",
+            ) from error
     if pa.types.is_floating(kind):
         values = array.cast(pa.float64()).to_numpy(zero_copy_only=False)
         wrong = ~np.isfinite(values)
@@ -73,7 +92,7 @@ def read_times(column: Any, *, name: str) -> Times:
     )
 
 
-def gap_in_units(gap: str | float, times: Times, *, name: str) -> int | float:
+def gap_in_units(gap: str | float, times: Times, *, name: str) -> Gap:
     """Give a gap in the unit of a column of time.
 
     Args:
@@ -85,21 +104,25 @@ def gap_in_units(gap: str | float, times: Times, *, name: str) -> int | float:
         SettingsError: The gap does not fit the column.
     """
     if gap == 0:
-        return 0
+        return NO_GAP
     if times.units_per_s is None:
         if isinstance(gap, str):
             raise SettingsError(
                 f"gap = {gap!r} is a duration, but time column {name!r} holds plain numbers",
                 hint="write the gap as a number in the column's unit",
             )
-        return int(gap) if times.values.dtype.kind == "i" and float(gap).is_integer() else gap
+        whole = times.values.dtype.kind == "i" and float(gap).is_integer()
+        return Gap(int(gap) if whole else gap, f"{gap:g}")
     match = DURATION.fullmatch(gap) if isinstance(gap, str) else None
-    if match is None:
+    if not isinstance(gap, str) or match is None:
         raise SettingsError(
             f"gap = {gap!r} has no unit of time, but time column {name!r} holds moments",
             hint="write a duration such as '90s', '15m', '12h' or '7d'",
         )
-    return round(float(match[1]) * _SECONDS[match[2]] * times.units_per_s)
+    length = float(match[1]) * _SECONDS[match[2]] * times.units_per_s
+    if not np.isfinite(length):
+        raise SettingsError(f"gap = {gap[:20]!r}... is longer than any time", hint="set a shorter gap")
+    return Gap(round(length), match[0])
 
 
 def _whole(array: Any) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Sliding windows: the last values of a column, laid into each row as a list.
 
 A window looks back only, so a held-out row's window may hold values of training rows: that is what the
-model is given when it answers. Labels are not looked at. What is measured over a window belongs
-to the model's graph, not here.
+model is given when it answers. A window ends with its own row's value, so none may read the label, which is
+not known where the model answers. What is measured over a window belongs to the model's graph, not here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,27 @@ from kit.times import read_times
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+def check_windows(windows: Sequence[WindowSettings], *, label: str) -> None:
+    """Refuse windows that would show the model the label, before any work.
+
+    Args:
+        windows: What kit.toml declares.
+        label: Column to predict.
+
+    Raises:
+        SettingsError: A window collects the label, or goes by it.
+    """
+    for window in windows:
+        for key in ("column", "group", "time"):
+            if getattr(window, key) == label:
+                raise SettingsError(
+                    f"the window {window.name!r} has {key} = {label!r}, which is the label: each window ends "
+                    "with its own row, so the model would be shown its answer",
+                    hint="name another column, or one of your table that holds the label's earlier values "
+                    "alone",
+                )
 
 
 def add_windows(

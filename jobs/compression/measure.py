@@ -19,8 +19,8 @@ import numpy as np
 
 from jobs.preparation.prepared import Prepared
 from kit.bootstrap import Bootstrap
-from kit.data import Part
 from kit.metrics import LOSSES, evaluate, leading_metric, score, statistic
+from kit.rows import Part
 from kit.runner import output_error
 from kit.signature import Signature, Tensors, TensorSpec
 

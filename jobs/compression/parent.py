@@ -18,7 +18,7 @@ from jobs.exporting.parity import check_parity
 from jobs.fitting.network import build_network, check_network
 from jobs.preparation.prepared import Prepared
 from kit.errors import GateError, InputError, ProjectError
-from kit.lineage import require_same_rows
+from kit.lineage import require_same_rows, require_same_signature
 from kit.model_version import ModelVersion
 from kit.project import Project
 from kit.registry import VersionRecord
@@ -117,7 +117,7 @@ def load_parent(
     """
     name = f"{record.model}@{record.number}"
     require_same_rows(project, version, prepared.split)
-    _require_same_inputs(project, version)
+    require_same_signature(project, version, classes=prepared.split.classes)
     parameters = dict(version.manifest["lineage"]["model"]["parameters"])
     n_classes = len(prepared.split.classes)
     network = recorded_network(
@@ -210,11 +210,3 @@ def _require_same_answers(
             f"the project no longer answers the golden rows of {name} as the version does: {error.message}",
             hint=_TRAIN_AGAIN,
         ) from error
-
-
-def _require_same_inputs(project: Project, version: ModelVersion) -> None:
-    if project.settings.input_signature() != version.signature.inputs:
-        raise InputError(
-            f"[[data.inputs]] is not what model {version.name!r} was trained with",
-            hint="restore kit.toml, or train again",
-        )

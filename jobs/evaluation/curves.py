@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from jobs.evaluation.refit import Refit
-from kit.data import Part, Split
+from jobs.fitting.estimators import check_estimator, check_settings
+from jobs.tuning.space import FIXED
 from kit.errors import ProjectError, SettingsError, nearest
 from kit.metrics import UndefinedMetricError, score
 from kit.project import Project
 from kit.project_file import build
+from kit.rows import Part, Split
 from kit.settings import TrainSettings
 
 _log = logging.getLogger("kit")
@@ -72,27 +74,32 @@ class Variation:
             raise SettingsError(f"validation_curve names a value twice: {listed}", hint="name each once")
         section, _, key = name.partition(".")
         if section == "train":
-            if key not in TrainSettings.model_fields:
-                raise SettingsError(
-                    f"validation_curve: [train] has no {key!r}", hint=nearest(key, TrainSettings.model_fields)
-                )
+            varied = TrainSettings.model_fields.keys() - FIXED
+            if key not in varied:
+                said = f"{key!r} of [train] changes no figure" if key in FIXED else f"[train] has no {key!r}"
+                raise SettingsError(f"validation_curve: {said}", hint=nearest(key, varied))
             for value in values:
                 _changed(train, {key: value})
         return cls(name, values)
 
 
-def check_parameters(project: Project, variation: Variation) -> None:
-    """Refuse a curve over an argument the factory or the estimator does not take, before anything is trained.
+def check_variation(project: Project, variation: Variation, *, train: TrainSettings) -> None:
+    """Refuse a curve over what the factory or the estimator does not take, before anything is trained.
+
+    Args:
+        project: Names the factory or the estimator.
+        variation: What is to be varied.
+        train: The other settings of train.
 
     Raises:
-        ProjectError: It does not take it.
+        ProjectError: It does not take the argument or a value.
+        SettingsError: The key of train means nothing to an estimator.
     """
     section, _, key = variation.name.partition(".")
-    if section != "parameters":
+    if section == "train":
+        check_settings(project, train, varied=(key,))
         return
     if project.settings.model.estimator is not None:
-        from jobs.fitting.estimators import check_estimator
-
         for value in variation.values:
             check_estimator(project, parameters={key: value})
         return

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from jobs.evaluation.refit import Refit
-from kit.data import FoldKind, Rows, Split, SplitKind
 from kit.errors import InputError
 from kit.metrics import METRICS, measure
+from kit.rows import FoldKind, Rows, Split, SplitKind
 
 _log = logging.getLogger("kit")
 
+#: Of the outputs that metrics are measured on, which JSON does not keep.
+_DTYPES = {"label": np.int64, "probabilities": np.float32, "value": np.float32}
 #: Leaving out each of more rows than this would train for days.
 _MAX_LEFT_OUT = 1000
 #: How early stopping's rows are taken; the others as [data] says.
@@ -98,7 +100,7 @@ def _measured(
     fold = _fold(rows, *positions, kind=kind)
     outputs = refit.answer(fold)(fold.test.tensors)
     measured = measure(refit.project.settings.project.task, fold.test.labels, outputs)
-    kept = {name: outputs[name].tolist() for name in ("label", "probabilities", "value") if name in outputs}
+    kept = {name: outputs[name].tolist() for name in _DTYPES if name in outputs}
     return {"metrics": measured.values, "labels": fold.test.labels.tolist(), "outputs": kept}
 
 
@@ -111,7 +113,7 @@ def _summary(kind: FoldKind, done: list[dict[str, Any]], *, task: str) -> CrossV
     if kind == "leave-one-out":
         labels = np.concatenate([np.array(each["labels"]) for each in done])
         outputs = {
-            name: np.concatenate([np.array(each["outputs"][name]) for each in done])
+            name: np.concatenate([np.array(each["outputs"][name], dtype=_DTYPES[name]) for each in done])
             for name in done[0]["outputs"]
         }
         together = measure(task, labels, outputs)

@@ -1,7 +1,9 @@
-"""Training the project again on other rows, in this process, for folds and curves.
+"""Training a version again on other rows, in this process, for folds and curves.
 
-The preprocessing is fitted anew on each training part. Nothing is exported or registered: the fitted Python
-answers. Finished trainings are kept on disk, so an interrupted evaluation goes on with the next one.
+It is trained with what its lineage says it was trained with, whatever kit.toml says now, so that a tuned
+version is judged as itself. The preprocessing is fitted anew on each training part. Nothing is exported or
+registered: the fitted Python answers. Finished trainings are kept on disk, so an interrupted evaluation goes
+on with the next one.
 """
 
 from __future__ import annotations
@@ -19,15 +21,82 @@ import numpy as np
 from jobs.fitting.loop import FitConfig, Fitted
 from jobs.fitting.network import build_network
 from jobs.preparation.prepared import Prepared, fit_preparation
-from kit.data import Split
+from kit.errors import InputError
 from kit.files import canonical_json, write_atomic
+from kit.model_version import ModelVersion
 from kit.project import Project
-from kit.settings import TrainSettings
+from kit.project_file import build
+from kit.rows import Split
+from kit.settings import ModelSettings, TrainSettings
 from kit.signature import Tensors
 
 _log = logging.getLogger("kit")
 
 Answer = Callable[[Mapping[str, np.ndarray]], Tensors]
+_TRAIN_AGAIN = "restore kit.toml, or train again: kit train"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a version was made by.
+
+    Attributes:
+        project: The project as it is now, with the version's model parameters.
+        train: The settings it was trained with, for one process: what several workers did in a step, one
+            worker does in more accumulated batches.
+    """
+
+    project: Project
+    train: TrainSettings
+
+
+def recipe_of(project: Project, version: ModelVersion, *, name: str) -> Recipe:
+    """Take from a version's lineage what it was trained with.
+
+    Args:
+        project: Whose Python and rows are used.
+        version: Verified.
+        name: Of the version, for messages.
+
+    Raises:
+        InputError: It was compressed, its lineage does not say enough, or kit.toml names another model or
+            another preparation now.
+    """
+    lineage = version.manifest.get("lineage", {})
+    parent = lineage.get("parent", {}).get("number")
+    if "compress" in lineage:
+        raise InputError(
+            f"{name} was made from version {parent} by kit compress; folds and curves train from the start",
+            hint=f"train the version it was made from instead: kit evaluate {version.name}@{parent}",
+        )
+    if not lineage.get("model") or not lineage.get("train"):
+        raise InputError(
+            f"the lineage of {name} does not say what it was trained with, so it cannot be trained again",
+            hint="evaluate a version that kit train or kit tune has made",
+        )
+    model, now = lineage["model"], project.settings.model
+    differing = [
+        f"{key} = {getattr(now, key)!r}, not {model.get(key)!r}"
+        for key in ("factory", "estimator", "preprocessing")
+        if getattr(now, key) != model.get(key)
+    ]
+    if differing:
+        raise InputError(
+            f"[model] is not what {name} was trained with: {'; '.join(differing)}", hint=_TRAIN_AGAIN
+        )
+    if canonical_json(lineage.get("prepare", {})) != canonical_json(project.prepare().steps):
+        raise InputError(f"[prepare] is not what {name} was trained with", hint=_TRAIN_AGAIN)
+    where = f"the lineage of {name}"
+    made = build(ModelSettings, model, where=where)
+    train = build(TrainSettings, lineage["train"], where=where)
+    whole = project.settings.model_copy(update={"model": made})
+    alone = {
+        "workers": 1,
+        "min_workers": None,
+        "accumulation_steps": train.accumulation_steps * train.workers,
+        "device": "auto",
+    }
+    return Recipe(replace(project, settings=whole), train.model_copy(update=alone))
 
 
 @dataclass(frozen=True)
@@ -36,7 +105,7 @@ class Refit:
 
     Attributes:
         project: Its model and preprocessing.
-        settings: Of train; what needs workers is left aside.
+        settings: Of train; workers are left aside.
         folder: Where finished trainings are kept.
     """
 

@@ -7,22 +7,28 @@ refused, because the rows may be ones it has learned.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kit.cleaning import Cleaned, apply_rule, check_rules, drop_duplicates
-from kit.data import Part, Rows, Split, load_rows, read_data
+from kit.data import load_rows, read_data, string_columns
 from kit.errors import InputError, nearest
-from kit.lineage import require_same_rows
+from kit.labels import read_labels
+from kit.lineage import require_same_rows, require_same_signature
 from kit.manifest import fingerprint
 from kit.model_version import ModelVersion
 from kit.project import Project
+from kit.rows import Part, Rows, Split
 from kit.tables import to_tensors
 from kit.windows import add_windows
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+#: What else evaluate can do where the held-out rows are not known any more.
+_ELSEWHERE = "measure on labelled rows the model has not seen: --data TABLE"
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,8 @@ def held_out_rows(project: Project, version: ModelVersion) -> MeasuredRows:
     rows = load_rows(project)
     train, validation, test = rows.hold_out()
     split = rows.split(train=train, validation=validation, test=test)
-    require_same_rows(project, version, split)
-    _check_signature(project, version, classes=split.classes)
+    require_same_rows(project, version, split, otherwise=_ELSEWHERE)
+    require_same_signature(project, version, classes=split.classes, otherwise=_ELSEWHERE)
     source = f"held-out rows of {project.settings.data.path}"
     return MeasuredRows(split.test, rows.table.take(test), source, split.fingerprint, split, rows)
 
@@ -81,7 +87,7 @@ def labelled_rows(project: Project, version: ModelVersion, uri: str) -> Measured
     signature, label = version.signature, project.settings.data.label
     digest = fingerprint(uri)
     settings, prepare = project.settings.data, project.prepare()
-    table = read_data(uri, signature, settings=settings, label=label)
+    table = read_data(uri, signature, settings=settings, label=label, strings=string_columns(project))
     if label not in table.column_names:
         raise InputError(
             f"{uri} has no label column {label!r}, so nothing can be measured on it",
@@ -97,53 +103,6 @@ def labelled_rows(project: Project, version: ModelVersion, uri: str) -> Measured
     table, _ = add_windows(cleaned.table, prepare.windows, time=settings.time)
     if not table.num_rows:
         raise InputError(f"{uri} has no rows to measure on", hint="name a table with rows")
-    column = table.column(label)
-    labels = _values(column, label) if signature.task == "regression" else _indices(column, label, version)
+    labels, _ = read_labels(table.column(label), task=signature.task, name=label, classes=signature.classes)
     part = Part(to_tensors(table, signature), labels, cleaned.rows)
     return MeasuredRows(part, table, f"rows of {uri}", digest)
-
-
-def _check_signature(project: Project, version: ModelVersion, *, classes: tuple[Any, ...]) -> None:
-    if project.settings.input_signature() != version.signature.inputs:
-        raise InputError(
-            f"[[data.inputs]] is not what {version.name!r} was trained with",
-            hint="restore kit.toml, or train again",
-        )
-    if classes != version.signature.classes:
-        raise InputError(
-            f"the label has the classes {list(classes)}, and {version.name!r} knows "
-            f"{list(version.signature.classes)}",
-            hint="restore the data, or train again",
-        )
-
-
-def _values(column: Any, label: str) -> np.ndarray:
-    _refuse_missing(column, label)
-    values = column.to_numpy(zero_copy_only=False)
-    targets = values.astype(np.float32) if values.dtype.kind in "fiu" else np.array([np.nan])
-    if not np.isfinite(targets).all():
-        raise InputError(f"the label {label!r} holds values that are not finite float32 numbers")
-    return np.asarray(targets)
-
-
-def _indices(column: Any, label: str, version: ModelVersion) -> np.ndarray:
-    _refuse_missing(column, label)
-    index_of = {name: index for index, name in enumerate(version.signature.classes)}
-    indices = np.zeros(len(column), dtype=np.int64)
-    for row, value in enumerate(column.to_pylist()):
-        known = value if isinstance(value, str) else int(value) if isinstance(value, (int, bool)) else None
-        if known not in index_of:
-            raise InputError(
-                f"row {row} has the class {value!r}, which {version.name!r} does not know",
-                hint=nearest(str(value), map(str, index_of)),
-            )
-        indices[row] = index_of[known]
-    return indices
-
-
-def _refuse_missing(column: Any, label: str) -> None:
-    if column.null_count:
-        raise InputError(
-            f"the label {label!r} is missing in {column.null_count} rows, on which nothing can be measured",
-            hint="drop those rows, or label them",
-        )

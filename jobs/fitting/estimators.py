@@ -11,16 +11,18 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jobs.fitting.loop import Fitted
 from jobs.preparation.prepared import Prepared
-from kit.errors import MissingDependencyError, ProjectError, install_line, nearest
+from kit.errors import MissingDependencyError, ProjectError, SettingsError, install_line, nearest
 from kit.project import Project
+from kit.settings import TrainSettings
 
 _log = logging.getLogger("kit")
 
@@ -28,6 +30,11 @@ _log = logging.getLogger("kit")
 PACKAGES = {"sklearn": "cluster", "lightgbm": "boosting", "xgboost": "boosting"}
 _PACKAGES_OF_GRAPHS = {"sklearn": "skl2onnx", "lightgbm": "onnxmltools", "xgboost": "onnxmltools"}
 _NAMES = {"sklearn": "scikit-learn", "lightgbm": "LightGBM", "xgboost": "XGBoost"}
+
+#: Settings of train that an estimator's fit is decided by; the version remembers no others.
+USED = ("seed", "threads", "parity_tolerance", "golden_rows")
+#: Settings of train that say what happens around a fit, whatever is fitted.
+_AROUND = ("promote", "resume", "address")
 
 # Their constructors take any keyword; these are the useful ones that get_params() does not list.
 _MORE_PARAMETERS = {
@@ -92,6 +99,12 @@ _NO_PARAMETERS = {
     ("xgboost", "missing"): "say under [[prepare.rules]] which values count as missing",
     ("xgboost", "enable_categorical"): "encode categories under [[prepare.features]]",
 }
+#: Parameters of boosters whose values fit one number of columns or one machine: a trial knows neither.
+_NOT_TRIED = frozenset({"monotone_constraints", "interaction_constraints", "feature_types", "device"})
+_TRIAL_ROWS, _TRIAL_COLUMNS = 60, 8
+_ROUNDS = ("n_estimators", "early_stopping_rounds")
+#: XGBoost's messages begin with the time and the place in its own source.
+_PLACE = re.compile(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ")
 
 
 def check_estimator(project: Project, *, parameters: Mapping[str, Any] | None = None) -> None:
@@ -103,10 +116,50 @@ def check_estimator(project: Project, *, parameters: Mapping[str, Any] | None = 
 
     Raises:
         ProjectError: The class is none, does not fit the task, gives no probabilities, does not take a
-            parameter, or cannot be exported.
+            parameter or its value, or cannot be exported.
         MissingDependencyError: Its package is not installed.
     """
-    _build(project, parameters=parameters, seed=0, threads=1)
+    estimator = _build(project, parameters=parameters, seed=0, threads=1)
+    if _package_of(estimator) != "sklearn":
+        _try_booster(estimator, task=project.settings.project.task)
+
+
+def check_settings(project: Project, settings: TrainSettings, *, varied: Iterable[str] = ()) -> None:
+    """Refuse settings of train that mean something to networks alone, where an estimator is fitted.
+
+    Args:
+        project: Names what is fitted; with a factory nothing is refused.
+        settings: As kit.toml and the flags gave them; what neither names counts as not said.
+        varied: Keys of train that get other values later, in a study or on a curve.
+
+    Raises:
+        SettingsError: A key was given that the estimator has no use for.
+    """
+    reference = project.settings.model.estimator
+    if reference is None:
+        return
+    varied = tuple(varied)
+    for name in TrainSettings.model_fields:
+        if name in (*USED, *_AROUND) or name not in {*settings.model_fields_set, *varied}:
+            continue
+        raise SettingsError(
+            f"[train] {name} means nothing to the estimator {reference!r}, which is fitted in one go",
+            hint=f"vary an argument of its own, such as n_estimators, instead of {name}"
+            if name in varied
+            else f"leave {name} out, and set the estimator's own arguments in [model.parameters]",
+        )
+
+
+def used_settings(project: Project, settings: TrainSettings) -> dict[str, Any]:
+    """Give the settings of train that decide the outcome, as a version remembers them.
+
+    Args:
+        project: Names what is fitted.
+        settings: Of train.
+    """
+    if project.settings.model.estimator is not None:
+        return settings.model_dump(mode="json", include=set(USED))
+    return settings.model_dump(mode="json", exclude=set(_AROUND))
 
 
 def fit_estimator(
@@ -239,12 +292,52 @@ def _build(project: Project, *, parameters: Mapping[str, Any] | None, seed: int,
     arguments = {**_arguments(plain, package=package, seed=seed, threads=threads), **given}
     try:
         estimator = cls(**arguments)
+        if package == "sklearn":
+            estimator._validate_params()  # what its fit does first
     except (TypeError, ValueError) as error:
         raise ProjectError(
             f"{reference!r} refuses its parameters: {_first_line(error)}", hint="check [model.parameters]"
         ) from error
     _check_task(estimator, reference=reference, task=project.settings.project.task)
     return estimator
+
+
+def _try_booster(estimator: Any, *, task: str) -> None:
+    """Fit one round to a few made rows: boosters look at their parameters nowhere else.
+
+    Raises:
+        ProjectError: A value is refused.
+    """
+    from sklearn.base import clone
+
+    name, given = type(estimator).__name__, estimator.get_params()
+    for rounds in _ROUNDS:
+        value = given.get(rounds)
+        if value is not None and (type(value) is not int or value < 1):
+            raise ProjectError(
+                f"{rounds} = {value!r} of {name} is not a whole number from 1 on",
+                hint="check [model.parameters]",
+            )
+    trial = clone(estimator)
+    trial.set_params(n_estimators=1, **{each: None for each in _NOT_TRIED if given.get(each) is not None})
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(_TRIAL_ROWS, _TRIAL_COLUMNS)).astype(np.float32)
+    objective = str(given.get("objective"))
+    n_classes = 3 if "multi" in objective or "softmax" in objective else 2
+    # Between 0 and 1 lie values that every objective takes: shares, counts, what has a logarithm.
+    labels = np.arange(_TRIAL_ROWS) % n_classes if task == "classification" else generator.random(_TRIAL_ROWS)
+    stopping: dict[str, Any] = {}
+    if given.get("early_stopping_rounds"):
+        stopping["eval_set"] = [(rows, labels)]
+        stopping |= {"verbose": False} if _package_of(estimator) == "xgboost" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            trial.fit(rows, labels, **stopping)
+        except Exception as error:  # each library raises kinds of its own for values it does not take
+            raise ProjectError(
+                f"{name} refuses its parameters: {_first_line(error)}", hint="check [model.parameters]"
+            ) from error
 
 
 def _load(reference: str) -> Any:
@@ -346,4 +439,4 @@ def _flat(rows: np.ndarray) -> np.ndarray:
 
 def _first_line(error: Any) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+    return _PLACE.sub("", lines[0])[:200] if lines else type(error).__name__

@@ -56,7 +56,8 @@ def fit_here(
             not told again.
         folder: Where checkpoints are written, atomically, and found again; made where it is missing,
             left to the caller afterwards. None keeps none.
-        interval_s: Time between checkpoints; 0 writes one after every epoch.
+        interval_s: Time between checkpoints; 0 writes one after every epoch, before
+            ``hear`` is told of it.
 
     Returns:
         The network with its best weights, on the CPU, in evaluation mode.
@@ -144,8 +145,7 @@ def _settled(fit: FitConfig) -> Iterator[None]:
     import torch
 
     threads, state = torch.get_num_threads(), torch.get_rng_state()
-    strict = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    strictness = torch.get_deterministic_debug_mode()
     filling: Any = torch.utils.deterministic
     filled = filling.fill_uninitialized_memory
     settle(fit)
@@ -153,7 +153,7 @@ def _settled(fit: FitConfig) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(strictness)
         filling.fill_uninitialized_memory = filled
         torch.set_rng_state(state)
 
@@ -164,7 +164,7 @@ def settle(fit: FitConfig) -> None:
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS adds in any order
     torch.set_num_threads(fit.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports a compiler as well
     filling: Any = torch.utils.deterministic
     filling.fill_uninitialized_memory = (
         False  # costs time, and every tensor here is written before it is read

@@ -112,13 +112,17 @@ class Trainer:
         self.best = torch.load(folder / BEST, weights_only=True, map_location="cpu")
         self.plain.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:  # a population goes on with other values
+            group |= {name: getattr(self.fit, name) for name in ("weight_decay", "momentum") if name in group}
+            group["lr"] = self.fit.learning_rate
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         kept = json.loads((folder / PROGRESS).read_text())
         self.progress = progress = Progress.of(kept)
         totals = progress.totals
         self._total.fill_(totals[self.rank] if len(totals) == self.world else sum(totals) / self.world)
-        if kept["batch_size"] < self.fit.batch_size:  # memory has run out before, with what was asked for
+        # Memory has run out before, with what was asked for; without auto_batch the size was another choice.
+        if self.fit.auto_batch and kept["batch_size"] < self.fit.batch_size:
             self.fit = self.fit.with_batch(kept["batch_size"])
 
     def save(self, folder: Path) -> None:
@@ -162,7 +166,7 @@ class Trainer:
             hear: Told of each epoch by the first worker.
             keep: Called on every worker at the same steps: about every ``interval_s``, after a notice, and
                 at the end.
-            interval_s: Time between checkpoints; 0 keeps one after every epoch.
+            interval_s: Time between checkpoints; 0 keeps one after every epoch, before it is told.
             noticed: Says whether this machine is about to be taken away; see ``Pace``.
 
         Raises:
@@ -175,10 +179,13 @@ class Trainer:
             with memory_watched(self.fit.out_of_memory):
                 figures = self._epoch(pace)
             self._note(figures)
+            if not interval_s:  # before it is told: whoever hears of the epoch may hand the checkpoint on
+                self._keep(keep)
             stopped = self.rank == 0 and hear(asdict(figures)) is False
             (n_stopped,) = self._agreed(float(stopped))
             stopped = n_stopped > 0
-            pace.epoch(last=stopped or self.finished())
+            if interval_s:
+                pace.epoch(last=stopped or self.finished())
 
     def _keep(self, keep: Callable[[], None]) -> None:
         own = [0.0] * self.world

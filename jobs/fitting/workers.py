@@ -57,7 +57,8 @@ def fit_on_workers(
         build: Makes the network from the project.
         storage: Folder of checkpoints, shared by every node.
         identity: Names the run in it.
-        hear: Told of each epoch, in a thread of this process; see ``fit_here``.
+        hear: Told of each epoch, in a thread of this process, with the figures ``fit_here`` gives; what it
+            returns does not count. An epoch that is done again after a failure is told again.
 
     Raises:
         InputError: The project or a setting breaks a rule; training diverged, or memory ran out.

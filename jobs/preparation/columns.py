@@ -122,6 +122,10 @@ class Bins(KBinsDiscretizer):  # type: ignore[misc]  # scikit-learn has no types
             self.bin_edges_[index] = _rounded_up(edges)
         return self
 
+    def transform(self, X: Any) -> np.ndarray:  # noqa: N803 - scikit-learn's name
+        """Sort into bins, without the names of columns: ``fit`` has not seen them either."""
+        return np.asarray(super().transform(np.asarray(X)))
+
 
 def _rounded_up(edges: np.ndarray) -> np.ndarray:
     narrow = np.asarray(edges).astype(np.float32)

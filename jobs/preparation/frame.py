@@ -64,8 +64,17 @@ def to_features(transformer: Any, tensors: Mapping[str, np.ndarray], *, signatur
     # because the graph does not either: both give a number, an infinity or NaN, and those are compared.
     with sklearn.config_context(assume_finite=True), np.errstate(all="ignore"):
         result = transformer.transform(to_frame(tensors, signature=signature))
-    dense = result.toarray() if hasattr(result, "toarray") else np.asarray(result)
+    return to_matrix(result)
+
+
+def to_matrix(result: Any) -> np.ndarray:
+    """Give what a transformer yields as a dense matrix: float32, shape (n_rows, n_features).
+
+    Raises:
+        ProjectError: It is not a matrix of numbers.
+    """
     try:
+        dense = result.toarray() if hasattr(result, "toarray") else np.asarray(result)
         with np.errstate(over="ignore"):
             features = np.ascontiguousarray(dense, dtype=np.float32)
     except (TypeError, ValueError) as error:

@@ -16,9 +16,13 @@ from kit.errors import SettingsError, nearest
 from kit.project import Project
 from kit.settings import FeatureSettings, PrepareSettings, RuleSettings
 from kit.signature import TensorSpec
+from kit.windows import check_windows
 
 #: Most columns that missing = "knn" or "mice" reads: each adds operations to the graph.
 MOST_IMPUTED_TOGETHER = 64
+
+#: The largest number of float32, in which the graph computes.
+_MOST = 3.4028234663852886e38
 
 _NUMBER_RULES = ("mean", "median", "most-frequent", "constant", "knn", "mice")
 _DEPENDS = (
@@ -84,16 +88,18 @@ class Plan:
 
 
 def plan_features(project: Project) -> Plan | None:
-    """Check a project's [[prepare.features]] and [prepare.select].
+    """Check a project's [[prepare.features]], [prepare.select] and [[prepare.windows]].
 
     Returns:
         The plan; None where the file asks for nothing of the kind.
 
     Raises:
         SettingsError: A column is unknown, named twice or of the wrong kind; a combination makes
-            no sense or cannot be exported; a column of strings or with missing values is left out.
+            no sense or cannot be exported; a column of strings or with missing values is left out; a
+            window shows the label.
     """
     prepare = project.prepare()
+    check_windows(prepare.windows, label=project.settings.data.label)
     inputs = project.settings.input_signature()
     if not prepare.features and prepare.select is None:
         _refuse_lost_rules(prepare, inputs, own=project.settings.model.preprocessing is not None)
@@ -288,6 +294,12 @@ def _check_numbers(entry: Entry) -> None:
         isinstance(settings.fill, (bool, str)) or not isinstance(settings.fill, (int, float))
     ):
         raise _refused(entry, f"fills numbers with {settings.fill!r}", "set fill to a number")
+    if settings.missing == "constant" and abs(settings.fill) > _MOST:  # type: ignore[arg-type]  # a number, as just checked
+        raise _refused(
+            entry,
+            f"fills numbers with {str(settings.fill)[:20]}, which float32 does not hold",
+            "set fill to a number up to 3.4e38",
+        )
     scalars = [column.name for column in columns if column.kind != "list"]
     if settings.statistics and scalars:
         raise _refused(

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from jobs.preparation.frame import check_transformer, frame_columns, to_features, to_frame
+from jobs.preparation.frame import check_transformer, frame_columns, to_features, to_frame, to_matrix
 from jobs.preparation.plan import Plan, plan_features
 from kit.cleaning import Change
-from kit.data import Part, Split, load
+from kit.data import load
 from kit.errors import InputError, KitError, ProjectError
 from kit.project import Project
+from kit.rows import Part, Split
 from kit.signature import Signature
 
 _log = logging.getLogger("kit")
@@ -98,21 +99,34 @@ def fit_preparation(project: Project, split: Split) -> Prepared:
             changes=split.changes,
             features=frame_columns(signature.inputs[0]),
         )
+    return _fit_own(project, split, reference=reference, signature=signature)
+
+
+def _fit_own(project: Project, split: Split, *, reference: str, signature: Signature) -> Prepared:
+    """Fit the transformer that the project's own Python describes."""
     transformer = _own_transformer(project, reference)
+    frame = to_frame(split.train.tensors, signature=signature)
     try:
-        transformer.fit(to_frame(split.train.tensors, signature=signature), split.train.labels)
-    except (ValueError, TypeError) as error:
+        if hasattr(transformer, "fit_transform"):  # differs from what follows where labels are cross-fitted
+            fitted = transformer.fit_transform(frame, split.train.labels)
+        else:
+            fitted = transformer.fit(frame, split.train.labels).transform(frame)
+        train = to_matrix(fitted)
+        validation = to_features(transformer, split.validation.tensors, signature=signature)
+    except KitError:
+        raise
+    except Exception as error:  # the user's code may raise anything at all
         raise ProjectError(
-            f"the preprocessing {reference!r} cannot be fitted: {error}",
+            f"the preprocessing {reference!r} cannot be fitted: {type(error).__name__}: {error}",
             hint="check its columns against [[data.inputs]]",
         ) from error
-    _log.info("fitted the preprocessing on %d rows", len(split.train.rows))
+    _log.info("fitted the preprocessing on %d rows", len(train))
     return Prepared(
         split,
         signature,
         transformer,
-        to_features(transformer, split.train.tensors, signature=signature),
-        to_features(transformer, split.validation.tensors, signature=signature),
+        train,
+        validation,
         changes=split.changes,
         features=_own_names(transformer),
     )

@@ -70,12 +70,11 @@ def run_study(study: Study, run: Run, rows: Mapping[str, np.ndarray] | Prepared,
         UnavailableError: The ledger or the cluster fails; the study can be continued.
     """
     os.environ.update(_ENVIRONMENT)
-    population = study.budget if run.settings.search == "pbt" else 1
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(population)
+    # Trials that run together start together; Ray would start the second's process after the first's.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(study.concurrent or 1)
     from ray import tune
 
-    for name in ("ray.tune", "ray.train", "ray.data", "ray"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # a trial that failed is told by us, in a sentence
+    _hush()
     space, mode = run.work.space, run.work.mode
     study.propose, inner = proposer(space, run.settings, mode=mode)
     ended = {number: each for number, each in study.trials.items() if each.status != "running"}
@@ -118,6 +117,11 @@ def run_study(study: Study, run: Run, rows: Mapping[str, np.ndarray] | Prepared,
         if trial.status == "running":
             study.end(number, "stopped", reason="the time budget was spent")
     _log.info("the study has ended after %d trials", len(study.trials))
+
+
+def _hush() -> None:
+    for name in ("ray.tune", "ray.train", "ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # a trial that failed is told by us, in a sentence
 
 
 def _worker(config: dict[str, Any], work: Work, rows: Mapping[str, np.ndarray] | Prepared) -> None:
@@ -196,7 +200,8 @@ def _watch(study: Study, live: Live) -> Any:
             if "failed" in result:
                 study.end(number, "failed", reason=result["failed"])
             elif "epoch" in result:
-                study.heard(number, result, parameters=dict(trial.config["values"]))
+                # Those it had when it told, not those a population has given it for what follows.
+                study.heard(number, result, parameters=dict(result["config"]["values"]))
             if result.get("stopped"):
                 study.end(number, "stopped", reason=_STOPPED)
             elif result.get("ended"):

@@ -6,6 +6,7 @@ by ``Study``.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.tuning.importance import decode, distribution, encode
+from jobs.tuning.live import short
 from jobs.tuning.space import Space, Values
 from jobs.tuning.study import Study, Trial
 from kit.settings import TuneSettings
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
     from ray.tune.search import SearchAlgorithm, Searcher
 
+_log = logging.getLogger("kit")
 _VALUE, _EPOCH = "value", "epoch"
 
 
@@ -96,7 +99,6 @@ def algorithm(study: Study, *, inner: Searcher | None, space: Space, mode: str) 
         mode: ``min`` or ``max``.
     """
     from ray.tune.search import Searcher
-    from ray.tune.search.search_generator import SearchGenerator
 
     class Handing(Searcher):
         """Gives each of Ray's trials a number and values of the study."""
@@ -141,6 +143,12 @@ def algorithm(study: Study, *, inner: Searcher | None, space: Space, mode: str) 
         def restore(self, checkpoint_path: str) -> None:
             pass
 
+    return _generator(study, Handing())
+
+
+def _generator(study: Study, searcher: Searcher) -> SearchAlgorithm:
+    from ray.tune.search.search_generator import SearchGenerator
+
     class Generator(SearchGenerator):
         """Ends when the study has ended: a killed trial may have to be handed out again after the last."""
 
@@ -150,7 +158,7 @@ def algorithm(study: Study, *, inner: Searcher | None, space: Space, mode: str) 
         def save_to_dir(self, dirpath: str, *session: Any, **more: Any) -> None:
             pass
 
-    return Generator(Handing())
+    return Generator(searcher)
 
 
 def scheduler(
@@ -169,32 +177,11 @@ def scheduler(
         AsyncHyperBandScheduler,
         FIFOScheduler,
         MedianStoppingRule,
-        PopulationBasedTraining,
     )
 
     made: TrialScheduler
     if settings.search == "pbt":
-        draws = np.random.default_rng([settings.seed, len(trials)])
-        random.seed(settings.seed)  # Ray draws the donor from Python's own generator
-
-        def explore(config: dict[str, Any]) -> dict[str, Any]:
-            return {**config, "values": mutated(space, config["values"], draws)}
-
-        class Population(PopulationBasedTraining):
-            """Takes trials from our searcher, which chooses their first values and nothing after."""
-
-            def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-                super().on_trial_add(_Nobody(), trial)  # type: ignore[arg-type]  # asked for its searcher alone
-
-        return Population(
-            time_attr=_EPOCH,
-            metric=_VALUE,
-            mode=mode,
-            perturbation_interval=settings.perturb_epochs,
-            custom_explore_fn=explore,
-            log_config=False,
-            require_attrs=False,
-        )
+        return _population(settings, mode=mode, max_epochs=max_epochs, space=space)
     if settings.scheduler == "none":
         return FIFOScheduler()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
     if settings.scheduler == "asha":
@@ -218,6 +205,46 @@ def scheduler(
     for trial in trials.values():
         _tell_curve(made, trial)
     return made
+
+
+def _population(settings: TuneSettings, *, mode: str, max_epochs: int, space: Space) -> TrialScheduler:
+    """Make what has the worst of a population go on from the weights of the best, with other values."""
+    from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
+
+    draws = np.random.default_rng([settings.seed, 0])
+    random.seed(settings.seed)  # Ray draws the donor from Python's own generator
+
+    def explore(config: dict[str, Any]) -> dict[str, Any]:
+        return {**config, "values": mutated(space, config["values"], draws)}
+
+    class Population(PopulationBasedTraining):
+        """Takes trials from our searcher, which chooses their first values and nothing after."""
+
+        def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+            super().on_trial_add(_Nobody(), trial)  # type: ignore[arg-type]  # asked for its searcher alone
+
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            if result.get(_EPOCH, 0) >= max_epochs:  # there is no epoch left for other values
+                return TrialScheduler.CONTINUE
+            return super().on_trial_result(tune_controller, trial, result)
+
+        def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+            """Take over the other's values, and stay the trial that one is."""
+            config, operations = super()._get_new_config(trial, trial_to_clone)
+            number, other = trial.config["number"], trial_to_clone.config["number"]
+            values = ", ".join(f"{name} {short(value)}" for name, value in config["values"].items())
+            _log.info("trial %d goes on from the weights of trial %d: %s", number, other, values)
+            return {**config, "number": number}, operations
+
+    return Population(
+        time_attr=_EPOCH,
+        metric=_VALUE,
+        mode=mode,
+        perturbation_interval=settings.perturb_epochs,
+        custom_explore_fn=explore,
+        log_config=False,
+        require_attrs=False,
+    )
 
 
 def let_end(made: TrialScheduler, *, stop: Callable[[int], object]) -> None:

@@ -25,8 +25,10 @@ FIXED = frozenset(
         *("parity_tolerance", "golden_rows", "resume", "promote", "address"),
     }
 )
-#: Settings of train that a running training takes over; the rest a checkpoint brings along.
-LIVELY = frozenset({"learning_rate", "clip_norm"})
+#: Settings of train that a training takes over when it goes on from a checkpoint.
+LIVELY = frozenset(
+    {"learning_rate", "weight_decay", "momentum", "clip_norm", "batch_size", "accumulation_steps"}
+)
 _MAX_CORNERS = 16  # networks built before Ray starts
 _MAX_COMBINATIONS = 4096  # settings of train checked before Ray starts
 _MAX_GRID = 10_000

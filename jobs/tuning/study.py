@@ -145,19 +145,18 @@ class Study:
 
         Args:
             number: Of the trial.
-            figures: ``epoch``, ``train_loss``, ``validation_loss``, ``value`` and ``best_epoch``.
+            figures: ``epoch``, ``train_loss``, ``validation_loss``, ``value`` and ``best_epoch``; with
+                ``curve``, such figures of every epoch, which stand for all that was heard before.
             parameters: The values it has now; a population's change, and a change is written down.
         """
         trial = self.trials[number]
         if trial.status != "running":
             return
-        kept = {
-            "epoch": int(figures["epoch"]),
-            **{name: _finite(figures.get(name)) for name in ("train_loss", "validation_loss", "value")},
-        }
+        kept = _point(figures)
+        before = [_point(each) for each in figures["curve"]] if "curve" in figures else trial.epochs
         changed = replace(
             trial,
-            epochs=(*(each for each in trial.epochs if each["epoch"] < kept["epoch"]), kept)
+            epochs=(*(each for each in before if each["epoch"] < kept["epoch"]), kept)
             if kept["epoch"]
             else (),
             value=kept["value"],
@@ -226,6 +225,11 @@ class Study:
         self.trials[trial.number] = trial
         self.ledger.write_trial(asdict(trial))
         self.told(trial)
+
+
+def _point(figures: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("train_loss", "validation_loss", "value")
+    return {"epoch": int(figures["epoch"]), **{name: _finite(figures.get(name)) for name in names}}
 
 
 def _finite(value: Any) -> float | None:

@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,8 +24,8 @@ from jobs.fitting.network import build_network
 from jobs.preparation.prepared import Prepared
 from jobs.tuning.ledger import Ledger
 from jobs.tuning.space import Space
+from jobs.tuning.telling import BEST, CURVE, Teller
 from kit.errors import KitError, UnavailableError
-from kit.files import write_atomic
 from kit.metrics import score
 from kit.project import Project
 from kit.settings import TrainSettings
@@ -34,8 +33,6 @@ from kit.settings import TrainSettings
 if TYPE_CHECKING:
     import torch
 
-BEST = "best.pt"
-CURVE = "curve.json"
 _LOOP = "loop"
 _ROWS = 4096
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "unable to allocate")
@@ -51,6 +48,7 @@ class Work:
         space: Says which value goes where.
         n_features: Offered to the factory.
         n_classes: Likewise; 0 for regression.
+        classes: Their names, in the order of the labels.
         metric: ``validation_loss``, or a metric measured on the validation rows.
         mode: ``min`` or ``max``, of the metric.
         storage: Where the ledger lies.
@@ -65,6 +63,7 @@ class Work:
     space: Space
     n_features: int
     n_classes: int
+    classes: tuple[int | str, ...]
     metric: str
     mode: Literal["min", "max"]
     storage: str
@@ -152,7 +151,7 @@ def _train(
         network = build_network(
             project, n_features=work.n_features, n_classes=work.n_classes, parameters=parameters
         )
-        networks.append(network)
+        networks[:] = [network]  # a batch that was halved builds anew
         return network
 
     teller = Teller(
@@ -165,9 +164,9 @@ def _train(
         report=report,
         share_epochs=work.share_epochs,
     )
-    fit = FitConfig.of(settings, project=project, n_classes=work.n_classes)
+    fit = FitConfig.of(settings, project=project, n_classes=work.n_classes, classes=work.classes)
     if settings.workers > 1:
-        _train_on_workers(project, settings, arrays, fit=fit, build=build, teller=teller, work=work)
+        _train_on_workers(settings, arrays, fit=fit, build=build, teller=teller, work=work)
         return
     fit_here(
         project,
@@ -182,7 +181,6 @@ def _train(
 
 
 def _train_on_workers(
-    project: Project,
     settings: TrainSettings,
     arrays: Mapping[str, np.ndarray],
     *,
@@ -209,7 +207,7 @@ def _train_on_workers(
         return not stopped
 
     fitted = fit_on_workers(
-        project,
+        _project(work),
         settings,
         arrays,
         fit=fit,
@@ -252,117 +250,16 @@ def _take_over(home: Path) -> None:
     from ray import tune
 
     given = tune.get_checkpoint()
-    if given is None:
-        return
-    with given.as_directory() as other:
-        for path in home.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        shutil.copytree(other, home, dirs_exist_ok=True)
-
-
-class Teller:
-    """Hears each epoch of a trial: measures, keeps the best weights, tells Ray Tune.
-
-    Epochs that an earlier process of this trial has told are told again first, so that a scheduler
-    that starts anew sees the whole curve.
-
-    Args:
-        home: The trial's folder.
-        number: Of the trial.
-        mode: ``min`` or ``max``.
-        measure: Gives the metric of the network after an epoch, from the epoch's figures.
-        network: Gives what is being trained; None where workers train it.
-        keep: Brings the folder to where the study lies.
-        report: Tells Ray Tune.
-        share_epochs: As in ``Work``.
-    """
-
-    def __init__(
-        self,
-        home: Path,
-        *,
-        number: int,
-        mode: Literal["min", "max"],
-        measure: Callable[[torch.nn.Module | None, Mapping[str, Any]], float],
-        network: Callable[[], torch.nn.Module | None],
-        keep: Callable[[], None],
-        report: Callable[..., None],
-        share_epochs: int = 0,
-    ) -> None:
-        self.number = number
-        self.home, self.sign = home, 1.0 if mode == "min" else -1.0
-        self.measure, self.network, self.keep, self.report = measure, network, keep, report
-        self.share_epochs = share_epochs
-        curve = home / CURVE
-        self.curve: list[dict[str, Any]] = json.loads(curve.read_text()) if curve.is_file() else []
-        self.told = 0 if not share_epochs else len(self.curve)
-        self.fresh = True
-
-    def hear(self, figures: Mapping[str, Any]) -> None:
-        """Take the figures of an epoch."""
-        epoch = int(figures["epoch"])
-        self.curve = [each for each in self.curve if each["epoch"] < epoch]
-        self._tell_again()
-        value = self.measure(self.network(), figures)
-        last = self.curve[-1] if self.curve else None
-        entry = {
-            "epoch": epoch,
-            "train_loss": figures["train_loss"],
-            "validation_loss": figures["validation_loss"],
-            "value": value,
-            "best_epoch": epoch,
-        }
-        if last is not None and self.sign * last["value"] <= self.sign * value:
-            entry |= {"value": last["value"], "best_epoch": last["best_epoch"]}
-        self.curve.append(entry)
-        if entry["best_epoch"] == epoch:
-            self.keep_weights(self.network())
-        write_quickly(self.home / CURVE, json.dumps(self.curve).encode())
-        if entry["best_epoch"] == epoch:
-            self.keep()  # before it is told: a trial may be stopped while it tells, and it may be the best
-        self._tell(entry)
-
-    def finish(self, *, stopped: bool = False) -> None:
-        """Tell what has not been told, and that the training has ended, by itself or because it was to."""
-        self._tell_again()
-        self.keep()
-        self.report({**(self.curve[-1] if self.curve else {}), "ended": True, "stopped": stopped})
-
-    def _tell_again(self) -> None:
-        for entry in self.curve:
-            if entry["epoch"] > self.told:
-                self._tell(entry)
-
-    def _tell(self, entry: Mapping[str, Any]) -> None:
-        self.told = int(entry["epoch"])
-        if self.share_epochs and (self.fresh or self.told % self.share_epochs == 0):
-            from ray import tune
-
-            self.fresh = False
-            self.report(dict(entry), checkpoint=tune.Checkpoint.from_directory(str(self.home)))
-        else:
-            self.report(dict(entry))
-
-    def keep_weights(self, network: torch.nn.Module | None) -> None:
-        """Write the weights of a network as the trial's best; nothing where workers hold it."""
-        import torch
-
-        if network is None:
-            return
-        plain = getattr(network, "module", network)
-        packed = BytesIO()
-        torch.save({name: each.detach().cpu() for name, each in plain.state_dict().items()}, packed)
-        write_quickly(self.home / BEST, packed.getvalue())
-
-
-def write_quickly(path: Path, content: bytes) -> None:
-    """Replace a file in one step, without waiting for the disk: a power cut may undo it, a kill may not."""
-    partial_file = path.with_name(f".{path.name}.part")
-    try:
-        partial_file.write_bytes(content)
-        os.replace(partial_file, path)
-    except OSError:
-        write_atomic(path, content)  # says in a sentence what is wrong with the disk
+    partial_copy, whole_copy = (home.with_name(f"{home.name}.{end}") for end in ("part", "taken"))
+    if given is not None:
+        for path in (partial_copy, whole_copy):
+            shutil.rmtree(path, ignore_errors=True)
+        with given.as_directory() as other:
+            shutil.copytree(other, partial_copy)
+        os.replace(partial_copy, whole_copy)
+    if whole_copy.is_dir():  # or a process that was killed has left it
+        shutil.rmtree(home)
+        os.replace(whole_copy, home)
 
 
 def _measure(
@@ -387,7 +284,7 @@ def _measure(
     if work.n_classes:
         outputs = {
             "label": answer.argmax(1).numpy(),
-            "probabilities": torch.softmax(answer.double(), 1).numpy(),
+            "probabilities": torch.softmax(answer.double(), 1).float().numpy(),
         }
     else:
         outputs = {"value": answer.reshape(len(rows)).numpy()}

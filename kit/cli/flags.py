@@ -48,18 +48,32 @@ def given(arguments: argparse.Namespace, cls: type[CommandSettings]) -> dict[str
     return values
 
 
+_WORDS = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "dict": "table"}
+
+
 def describe_type(field: FieldInfo) -> str:
     """Say in a word or two what a field holds."""
-    choices = _choices(field)
-    words = {
-        "str": "text",
-        "int": "whole number",
-        "float": "number",
-        "bool": "true or false",
-        "dict": "table",
-    }
-    one = " or ".join(f"`{choice}`" for choice in choices) or words.get(_kind(field).__name__, "table")
-    return f"list of {one}" if _is_list(field) else one
+    listed = _is_list(field)
+    inner = typing.get_args(_optional(field))[0] if listed else field.annotation
+    one = " or ".join(_kinds(inner))
+    return f"list of {one}" if listed else one
+
+
+def _kinds(annotation: Any) -> list[str]:
+    """Name every kind of value an annotation allows; a whole number is a number."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return _kinds(typing.get_args(annotation)[0])
+    if origin is Literal:
+        return [f"`{choice}`" for choice in typing.get_args(annotation)]
+    if origin is tuple:
+        return ["list of " + " or ".join(_kinds(typing.get_args(annotation)[0]))]
+    if origin in (types.UnionType, typing.Union):
+        kinds = [
+            kind for each in typing.get_args(annotation) if each is not type(None) for kind in _kinds(each)
+        ]
+        return [kind for kind in kinds if kind != "whole number" or "number" not in kinds]
+    return [_WORDS.get(getattr(annotation, "__name__", "dict"), "table")]
 
 
 def _add_argument(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
@@ -117,8 +131,10 @@ def _kind(field: FieldInfo) -> type:
 
 
 def _choices(field: FieldInfo) -> tuple[str, ...]:
-    inner = _inner(field)
-    return typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
+    """Give the words a field allows; none where it allows others as well."""
+    inner = typing.get_args(_optional(field))[0] if _is_list(field) else field.annotation
+    kinds = _kinds(inner)
+    return tuple(kind.strip("`") for kind in kinds) if all(kind.startswith("`") for kind in kinds) else ()
 
 
 def _is_list(field: FieldInfo) -> bool:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from kit.settings.fields import CommandSettings, Metric, Seed, Settings, argument, path
+from kit.settings.fields import CommandSettings, Compared, Metric, Seed, Settings, argument, path
 
 
 class GatesSettings(Settings):
@@ -15,7 +15,7 @@ class GatesSettings(Settings):
     floors: dict[Metric, float] = Field(
         default_factory=dict, description="Metric to the value it must reach (or stay under, for losses)."
     )
-    max_loss: dict[Metric | Literal["latency", "size"], float] = Field(
+    max_loss: dict[Compared, float] = Field(
         default_factory=dict,
         description="Metric to the most the candidate may be worse than the champion, in the metric's unit; "
         "latency and size to the most they may grow, as a share (1.0 is twice).",

@@ -30,6 +30,25 @@ Metric = Literal[
     "r2",
     "rmse",
 ]
+#: What a candidate is held against the champion by: its metrics and its costs.
+Compared = Literal[
+    "latency",
+    "size",
+    "accuracy",
+    "auc",
+    "average_precision",
+    "calibration_error",
+    "f1_macro",
+    "f1_weighted",
+    "log_loss",
+    "precision_macro",
+    "recall_macro",
+    "mae",
+    "mape",
+    "mse",
+    "r2",
+    "rmse",
+]
 EngineName = Literal["onnxruntime", "openvino"]  # those that read model.onnx
 TargetName = Literal["litert-int8", "openvino-int8"]
 

@@ -38,7 +38,7 @@ class RuleSettings(Settings):
     def _can_be_compiled(self) -> RuleSettings:
         try:
             re.compile(self.pattern, re.ASCII)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from error
         if self.replacement and self.otherwise != "replace":
             raise ValueError("replacement belongs to otherwise = 'replace'")
@@ -53,9 +53,19 @@ class DuplicatesSettings(Settings):
     )
     keep: Literal["first", "last", "most-complete", "latest"] = Field(
         default="first",
-        description="Which of them is kept: by place in the table, by fewest missing values, or by "
-        "[data] time.",
+        description="Which of them is kept: by place in the table, by fewest missing values, or by time.",
     )
+    time: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Column of moments or numbers for keep = 'latest'; [data] time when left out.",
+    )
+
+    @model_validator(mode="after")
+    def _time_is_used(self) -> DuplicatesSettings:
+        if self.time is not None and self.keep != "latest":
+            raise ValueError(f"time = {self.time!r} belongs to keep = 'latest'")
+        return self
 
 
 class WindowSettings(Settings):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -76,7 +76,7 @@ class TrainSettings(CommandSettings):
         default=False,
         description="Compute activations twice instead of keeping them: less memory, more time.",
     )
-    class_weights: Literal["none", "balanced"] | dict[str, float] = Field(
+    class_weights: Literal["none", "balanced"] | dict[str, Annotated[float, Field(gt=0)]] = Field(
         default="none", description="Weight of each class in the loss: none, balanced, or class to weight."
     )
     patience_epochs: int = Field(

@@ -1,4 +1,4 @@
-"""Compressing on a real local Ray: what survives a kill."""
+"""Compressing on a real local Ray: what survives a kill, and what MLflow is told."""
 
 from __future__ import annotations
 
@@ -55,3 +55,26 @@ def test_a_compression_killed_on_the_way_ends_with_the_same_version(
     assert result.candidate.version.digest == expected.candidate.version.digest
     assert result.candidate.version.number == 2
     assert (result.pays, result.reason) == (expected.pays, expected.reason)
+
+
+def test_mlflow_is_told_of_a_compression_and_of_its_version(
+    trained: Any, one_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow.tracking")
+    project, uri = copy(trained, tmp_path / "told" / "blobs"), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    flags = {"model": "blobs", "method": "prune", "epochs": 2}
+    result = compress(project, project.command("compress", CompressSettings, flags))
+    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("blobs").experiment_id])
+    number = result.candidate.version.number
+    assert (run.info.status, run.info.run_name) == ("FINISHED", f"compress blobs@{number}")
+    assert (run.data.params["compress.method"], run.data.params["train.epochs"]) == ("prune", "2")
+    assert run.data.metrics["accuracy"] == result.candidate.metrics["accuracy"]
+    assert run.data.metrics["before.operations"] == result.before.operations
+    curve = client.get_metric_history(run.info.run_id, "train_loss")
+    assert [point.step for point in curve] == [each.epoch for each in result.epochs]
+    kept = {each.path for each in client.list_artifacts(run.info.run_id)}
+    assert kept == {"model", result.record.name}
+    (version,) = client.search_model_versions("name = 'blobs'")
+    assert version.tags["kit.digest"] == result.candidate.version.digest

@@ -19,15 +19,15 @@ from kit.gates import GateResult
 from kit.project import Project
 from kit.settings import TrainSettings
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(480)
 
 
 def settings(project: Project, **flags: Any) -> TrainSettings:
     return project.command("train", TrainSettings, flags)
 
 
-def has_checkpoint(project: Project) -> bool:
-    return any((project.state / "train").rglob("progress.json"))
+def checkpoints(project: Project) -> set[Path]:
+    return set((project.state / "train").rglob("progress.json"))
 
 
 def epochs_shown(caplog: pytest.LogCaptureFixture) -> list[int]:
@@ -61,15 +61,21 @@ def test_a_training_stopped_and_killed_on_the_way_ends_with_the_same_bytes(
 ) -> None:
     project = lab.twin(trained.project, tmp_path / "blobs")
     for number in (signal.SIGINT, signal.SIGKILL):
-        driver = lab.start(project, "train", {})
-        lab.await_event(lambda running=driver: has_checkpoint(project) or running.poll() is not None)
+        before = checkpoints(project)
+        driver = lab.start(project, "train", {"checkpoint_interval_s": 0.5})
+        lab.await_event(
+            lambda known=before, running=driver: checkpoints(project) - known or running.poll() is not None
+        )
         started = lab.processes(of=driver.pid)
+        names = {each.pid: each.name() for each in started}
         assert started
         driver.send_signal(number)
         _, said = driver.communicate(timeout=60)
         assert driver.returncode == -number
         if number == signal.SIGINT:
             assert said.rstrip().endswith("KeyboardInterrupt"), said
+        else:  # Ray's agents ask a dead Ray for a minute before they go
+            started = [each for each in started if "Agent" not in names[each.pid]]
         assert psutil.wait_procs(started, timeout=30)[1] == []
     assert project.registry().versions() == []
 

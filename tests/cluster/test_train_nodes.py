@@ -63,7 +63,7 @@ def test_a_training_whose_node_dies_goes_on_on_another_to_the_same_bytes(
         cluster.remove_node(first, allow_graceful=False)
         nodes()
 
-    at("epoch 14:", kill)
+    at("epoch 6:", kill)
     with caplog.at_level(logging.INFO, logger="kit"):
         result = train(project, settings(project, cluster, checkpoint_interval_s=0.5))
     assert first not in cluster.worker_nodes

@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 
 from jobs.tune import TuneResult, tune
+from jobs.tuning.space import Space
+from kit import local_ray
 from kit.errors import InputError, ProjectError, SettingsError
 from kit.project import Project
 from kit.settings import TuneSettings
 
 pytestmark = pytest.mark.timeout(240)
 
-#: Six trials of eight epochs, each about a second, whose values decide everything about them.
+#: Five trials of eight epochs, whose values decide everything about them.
 TUNE = """
 [tune]
 search = "random"
@@ -334,13 +337,111 @@ def test_a_scheduler_stops_trials_and_optuna_learns_from_those_of_an_earlier_dri
     assert len(rates) == 8
 
 
-def test_a_population_shares_weights_and_changes_settings(lab: Any, trained: Any, tmp_path: Path) -> None:
-    project = make(lab, trained, tmp_path / "blobs", pause_s=0.01)
-    result = tune(project, settings(project, search="pbt", trials=4, perturb_epochs=2, metric="accuracy"))
-    assert all(each.status == "finished" for each in result.trials), result.trials
-    assert result.best.value is not None
-    assert result.best.value > 0.5
+def test_a_population_whose_driver_is_killed_goes_on_with_the_values_it_had_taken_over(
+    lab: Any, trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    project = make(lab, trained, tmp_path / "blobs", pause_s=0.02)
+    chosen = {"search": "pbt", "trials": 3, "perturb_epochs": 2}
+    space = Space.of(settings(project).space)
+    drawn = {number: space.sample(np.random.default_rng([0, number])) for number in (1, 2, 3)}
+    driver = lab.start(project, "tune", chosen)
+
+    def taken_over() -> dict[int, Any]:
+        assert driver.poll() is None, "nobody took over anything"
+        now = {number: each["parameters"] for number, each in ledger_of(project).items()}
+        return {number: values for number, values in now.items() if values != drawn[number]}
+
+    changed = lab.await_event(taken_over)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate(timeout=60)
+    lab.await_event(lambda: not lab.processes(), timeout_s=60)
+    curves = (project.state / "tune").glob("*/checkpoints/*/curve.json")
+    begun = {json.loads(curve.read_text())[0]["train_loss"] for curve in curves}
+    with caplog.at_level(logging.INFO, logger="kit"):
+        result = tune(project, settings(project, **chosen))
+    assert said(caplog, "continuing the study")
+    assert [each.status for each in result.trials] == ["finished"] * 3
+    assert [len(each.epochs) for each in result.trials] == [8] * 3
+    assert {each.epochs[0]["train_loss"] for each in result.trials} <= begun, "one began anew"
+    assert all(result.trials[number - 1].parameters != drawn[number] for number in changed)
+    written = {number: each["parameters"] for number, each in ledger_of(project).items()}
+    assert written == {each.number: each.parameters for each in result.trials}
+
+
+@pytest.fixture(scope="module")
+def forest(
+    lab: Any, trained: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, TuneResult]]:
+    """A study of an estimator that MLflow was told of."""
+    space = """
+[tune]
+search = "grid"
+metric = "accuracy"
+[tune.space.parameters]
+max_depth = { choice = [1, 8] }
+"""
+    folder = tmp_path_factory.mktemp("forest") / "blobs"
+    make(lab, trained, folder, more=space)
+    path = folder / "kit.toml"
+    model = 'factory = "model:build"\nparameters = { pause_s = 0.0 }'
+    assert model in path.read_text()
+    forest = 'estimator = "sklearn.ensemble:RandomForestClassifier"\nparameters = { n_estimators = 5 }'
+    text = path.read_text().replace(model, forest)
+    begin = text.index("[train]")
+    end = text.index("\n[", begin)
+    path.write_text(text[:begin] + "[train]\ngolden_rows = 4\n" + text[end:])
+    project = Project.open(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        uri = f"sqlite:///{folder / 'mlflow.db'}"
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        yield uri, tune(project, settings(project))
+
+
+def test_an_estimator_is_tuned_and_the_best_one_becomes_the_candidate(forest: tuple[str, TuneResult]) -> None:
+    _, result = forest
+    assert [each.status for each in result.trials] == ["finished"] * 2
+    assert result.best.value == max(each.value or 0.0 for each in result.trials)
     assert result.mode == "max"
+    assert result.candidate.version.number == 1
+
+
+def test_mlflow_is_told_of_every_trial_and_of_the_version(forest: tuple[str, TuneResult]) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri, _ = forest
+    client = MlflowClient(uri, registry_uri=uri)
+    runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    depths = {run.data.params["max_depth"] for run in runs if "max_depth" in run.data.params}
+    assert depths == {"1", "8"}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert len(client.search_model_versions("name = 'blobs'")) == 1
+
+
+def test_trials_of_two_workers_run_after_one_that_was_stopped(lab: Any, trained: Any, tmp_path: Path) -> None:
+    space = """
+[tune]
+search = "grid"
+grace_epochs = 1
+reduction_factor = 2
+[tune.space.train]
+learning_rate = { choice = [0.03, 1e-6, 0.02] }
+"""
+    project = make(lab, trained, tmp_path / "blobs", more=space)
+    path = project.folder / "kit.toml"
+    weights = "class_weights = { red = 1.0, green = 2.0, blue = 1.0 }\nworkers = 2\n"
+    path.write_text(path.read_text().replace("epochs = 8\n", f"epochs = 3\n{weights}"))
+    project = Project.open(project.folder)
+    if (os.cpu_count() or 1) < 3:
+        with pytest.raises(InputError, match="a trial needs 3 CPUs"):
+            tune(project, settings(project))
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setitem(local_ray.OPTIONS, "num_cpus", 3)
+    try:
+        result = tune(project, settings(project))
+    finally:
+        monkeypatch.undo()
+    assert [each.status for each in result.trials] == ["finished", "stopped", "finished"], result.trials
+    assert result.best.parameters == {"learning_rate": 0.03}
 
 
 def test_a_time_budget_ends_trials_and_what_they_reached_counts(

@@ -14,17 +14,19 @@ import pytest
 from pyarrow import parquet
 
 from edge.export import export
+from jobs.evaluation.curves import Variation, check_variation
 from jobs.exporting.estimator_graph import check_estimator_parity
 from jobs.exporting.graph import export_onnx, export_program, python_reference
 from jobs.exporting.parity import adversarial_rows, run_onnx
-from jobs.fitting.estimators import check_estimator, fit_estimator
+from jobs.fitting.estimators import check_estimator, check_settings, fit_estimator
 from jobs.predict import predict
 from jobs.preparation.prepared import Prepared
 from jobs.train import train
-from kit.data import Part, Split, load
-from kit.errors import GateError, InputError, MissingDependencyError, ProjectError
+from kit.data import load
+from kit.errors import GateError, InputError, MissingDependencyError, ProjectError, SettingsError
 from kit.models import models
 from kit.project import Project
+from kit.rows import Part, Split
 from kit.runner import softmax
 from kit.settings import ExportSettings, ModelsSettings, PredictSettings, TrainSettings
 from kit.signature import Signature
@@ -351,10 +353,74 @@ def test_a_class_without_a_training_row_is_refused(tmp_path: Path) -> None:
         fit_estimator(project, prepared_of(project, rows, labels), seed=0, threads=1)
 
 
-def test_a_value_the_library_refuses_is_said_in_its_words(tmp_path: Path) -> None:
-    project = project_of(tmp_path, "sklearn.ensemble:RandomForestClassifier", "n_estimators = -3")
-    with pytest.raises(ProjectError, match=r"RandomForestClassifier cannot be fitted: .*n_estimators"):
-        fit_estimator(project, prepared_of(project, *clouds(80, n_classes=2)), seed=0, threads=1)
+@pytest.mark.parametrize(
+    "estimator, parameters, said",
+    [
+        ("sklearn.ensemble:RandomForestClassifier", "n_estimators = -3", r"n_estimators.*Got -3"),
+        ("sklearn.svm:SVC", "probability = true, kernel = 'rfb'", r"kernel.*'rfb'"),
+        ("lightgbm:LGBMClassifier", "n_estimators = 'zzz'", r"n_estimators = 'zzz'"),
+        ("lightgbm:LGBMClassifier", "num_leaves = 'many'", r"num_leaves.*many"),
+        (
+            "xgboost:XGBClassifier",
+            "n_estimators = -3",
+            r"n_estimators = -3",
+        ),  # which it would fit, to nothing
+        (
+            "xgboost:XGBClassifier",
+            "max_depth = 'deep'",
+            r"parameters: Invalid Parameter format for max_depth",
+        ),
+        ("xgboost:XGBClassifier", "early_stopping_rounds = 0", r"early_stopping_rounds = 0"),
+    ],
+)
+def test_a_value_the_library_refuses_is_refused_before_any_work(
+    tmp_path: Path, estimator: str, parameters: str, said: str
+) -> None:
+    with pytest.raises(ProjectError, match=said):
+        check_estimator(project_of(tmp_path, estimator, parameters))
+
+
+@pytest.mark.parametrize(
+    "estimator, parameters, task",
+    [
+        ("xgboost:XGBClassifier", "objective = 'multi:softprob'", "classification"),
+        ("lightgbm:LGBMClassifier", "objective = 'multiclass', early_stopping_rounds = 5", "classification"),
+        ("xgboost:XGBRegressor", "monotone_constraints = '(1,0,0,-1)', n_estimators = 5000", "regression"),
+        ("lightgbm:LGBMRegressor", "objective = 'gamma', verbosity = -1", "regression"),
+        ("xgboost:XGBRegressor", "objective = 'reg:logistic', device = 'cuda'", "regression"),
+    ],
+)
+def test_values_that_fit_other_rows_than_a_trials_are_not_refused(
+    tmp_path: Path, estimator: str, parameters: str, task: str
+) -> None:
+    check_estimator(project_of(tmp_path, estimator, parameters, task=task))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"epochs": 5}, {"epochs": 30}, {"learning_rate": 0.1}, {"class_weights": "balanced"}, {"workers": 2}],
+)
+def test_settings_that_only_networks_have_are_refused_where_they_were_given(
+    tmp_path: Path, given: dict[str, Any]
+) -> None:
+    project = project_of(tmp_path, "sklearn.ensemble:RandomForestClassifier")
+    flags = {"seed": 3, "threads": 2, "golden_rows": 4, "promote": True}
+    check_settings(project, project.command("train", TrainSettings, flags))
+    settings = project.command("train", TrainSettings, flags | given)
+    with pytest.raises(SettingsError, match=rf"\[train\] {next(iter(given))} means nothing to the estimator"):
+        train(project, settings)
+
+
+def test_a_curve_over_what_only_networks_have_is_refused_for_an_estimator(tmp_path: Path) -> None:
+    project = project_of(tmp_path, "sklearn.ensemble:RandomForestClassifier")
+    settings = TrainSettings()
+    variation = Variation.parse("train.learning_rate=0.1,0.2", train=settings)
+    with pytest.raises(SettingsError, match="learning_rate means nothing to the estimator"):
+        check_variation(project, variation, train=settings)
+    check_variation(project, Variation.parse("train.seed=1,2", train=settings), train=settings)
+    many = Variation.parse("parameters.n_estimators=5,none", train=settings)
+    with pytest.raises(ProjectError, match="n_estimators"):
+        check_variation(project, many, train=settings)
 
 
 def test_an_estimator_that_did_not_converge_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -413,6 +479,9 @@ def test_an_estimator_is_trained_verified_and_asked_like_a_network(tmp_path: Pat
     assert (result.epochs, result.best_epoch) == ((), 0)
     _, version = project.open_version("trees")
     assert not (version.folder / "model.pt2").exists()
+    assert set(version.manifest["lineage"]["train"]) == {
+        *("seed", "threads", "parity_tolerance", "golden_rows")
+    }
     library = estimator.partition(":")[0].partition(".")[0]
     assert {"sklearn": "skl2onnx", "lightgbm": "lightgbm"}[library] in version.manifest["lineage"][
         "toolchain"

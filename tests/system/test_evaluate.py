@@ -12,10 +12,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pyarrow as pa
 import pytest
-from pyarrow import parquet
+from pyarrow import csv, parquet
 
 from jobs.candidate import register_candidate
 from jobs.evaluate import EvaluateResult, evaluate
+from jobs.evaluation.refit import recipe_of
 from jobs.fitting.local import fit_here
 from jobs.fitting.loop import FitConfig
 from jobs.fitting.network import build_network
@@ -80,7 +81,9 @@ def table(n_rows: int = N_ROWS, *, seed: int = 0) -> pa.Table:
     return pa.table(columns)
 
 
-def register(project: Project, *, promote: bool, **changes: Any) -> int:
+def register(
+    project: Project, *, promote: bool, lineage: dict[str, Any] | None = None, **changes: Any
+) -> int:
     """Train in this process and register, as the commands that train do."""
     settings = project.command("train", TrainSettings).model_copy(update=changes)
     prepared = prepare_rows(project)
@@ -92,7 +95,8 @@ def register(project: Project, *, promote: bool, **changes: Any) -> int:
         build=partial(build_network, n_features=prepared.n_features, n_classes=n_classes),
         hear=lambda figures: None,
     )
-    return register_candidate(project, settings, prepared, fitted, promote=promote).version.number
+    made = register_candidate(project, settings, prepared, fitted, promote=promote, lineage=lineage)
+    return made.version.number
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +201,7 @@ def test_few_rows_decide_no_loss(project: Project) -> None:
     result = run(project, model="line@2", data="few.parquet")
     (gate,) = [gate for gate in result.gates if (gate.kind, gate.metric) == ("max_loss", "accuracy")]
     assert not gate.passed
-    assert "30 held-out rows are fewer than min_rows = 100" in gate.reason
+    assert "30 rows are fewer than min_rows = 100" in gate.reason
 
 
 @pytest.mark.parametrize(
@@ -207,6 +211,7 @@ def test_few_rows_decide_no_loss(project: Project) -> None:
         ({"model": "line@9"}, NotFoundError, "line has no version 9", "kit models list"),
         ({"card": "s3://bucket/card"}, SettingsError, "is an address", "name a file"),
         ({"validation_curve": "train.learning_rat=1"}, SettingsError, "no 'learning_rat'", "learning_rate"),
+        ({"validation_curve": "train.workers=1,2"}, SettingsError, "'workers' of .train. changes no", None),
         ({"validation_curve": "train.epochs=0"}, SettingsError, "epochs", None),
         ({"validation_curve": "train.epochs=2,2"}, SettingsError, "names a value twice", None),
         ({"validation_curve": "parameters.widht=4"}, ProjectError, "no parameter 'widht'", "width"),
@@ -228,7 +233,7 @@ def test_a_table_without_labels_or_with_unknown_ones_is_refused(project: Project
     for name, changed, message in (
         ("bare", rows.drop_columns(["side"]), "no label column 'side'"),
         ("gaps", rows.set_column(2, "side", pa.array(["left"] * 39 + [None])), "missing in 1 rows"),
-        ("odd", rows.set_column(2, "side", pa.array(["left"] * 39 + ["up"])), "row 39 has the class 'up'"),
+        ("odd", rows.set_column(2, "side", pa.array(["left"] * 39 + ["up"])), "has the class 'up' in 1 rows"),
         ("none", rows.slice(0, 0), "no rows"),
     ):
         parquet.write_table(changed, project.folder / f"{name}.parquet")
@@ -240,8 +245,9 @@ def test_data_or_a_split_that_changed_since_training_is_refused(project: Project
     text = project.folder / "kit.toml"
     before = text.read_text()
     text.write_text(before.replace("test_fraction = 0.4", "test_fraction = 0.4\nseed = 8"))
-    with pytest.raises(InputError, match="hold out other rows"):
+    with pytest.raises(InputError, match="hold out other rows") as caught:
         run(Project.open(project.folder))
+    assert "--data TABLE" in str(caught.value.hint)
     text.write_text(before)
     parquet.write_table(table(N_ROWS, seed=1), project.folder / "rows.parquet")
     with pytest.raises(InputError, match="which rows were held out is not known"):
@@ -261,6 +267,81 @@ def test_folds_train_the_project_again(project: Project, kind: str, n_folds: int
         np.mean([f["metrics"]["accuracy"] for f in found["folds"]])
     )
     assert not [path for path in (project.state / "evaluate").iterdir() if path.is_dir()]
+
+
+def test_folds_train_what_the_version_was_trained_with_whatever_kit_toml_says(project: Project) -> None:
+    def loss(model: str) -> float:
+        found = run(project, model=model, cross_validation="k-fold", folds=2, gates=False)
+        return float(found.facts["cross_validation"]["mean"]["log_loss"])
+
+    learned, idle = loss("line@1"), loss("line@2")  # line@2 took steps of 1e-9
+    assert learned < idle - 0.05
+    text = project.folder / "kit.toml"
+    text.write_text(text.read_text().replace("learning_rate = 0.05", "learning_rate = 1e-9"))
+    project = Project.open(project.folder)
+    assert loss("line@1") == learned
+
+
+def test_a_tuned_versions_parameters_are_those_that_folds_train(project: Project) -> None:
+    model = {**project.settings.model.model_dump(mode="json"), "parameters": {"width": 7}}
+    number = register(project, promote=False, epochs=2, lineage={"model": model})
+    recipe = recipe_of(project, project.open_version(f"line@{number}")[1], name="tuned")
+    assert recipe.project.settings.model.parameters == {"width": 7}
+    assert (recipe.train.epochs, recipe.train.learning_rate) == (2, 0.05)
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ('factory = "model:build"', 'factory = "model:other"', "factory = 'model:other', not 'model:build'"),
+        ("[train]", "[[prepare.features]]\ncolumns = ['a']\nscale = 'standard'\n\n[train]", "prepare"),
+    ],
+)
+def test_folds_of_a_version_that_the_project_would_not_make_now_are_refused(
+    project: Project, old: str, new: str, message: str
+) -> None:
+    text = project.folder / "kit.toml"
+    text.write_text(text.read_text().replace(old, new))
+    with pytest.raises(InputError, match=message):
+        run(Project.open(project.folder), model="line@1", cross_validation="k-fold")
+
+
+def test_folds_of_a_compressed_version_are_refused_and_its_parent_named(project: Project) -> None:
+    number = register(
+        project, promote=False, lineage={"compress": {"method": "prune"}, "parent": {"number": 1}}
+    )
+    with pytest.raises(InputError, match=f"line@{number} was made from version 1 by kit compress") as caught:
+        run(project, learning_curve=True)
+    assert "kit evaluate line@1" in str(caught.value.hint)
+    run(project, gates=False)  # it is measured like any other
+
+
+def test_what_an_earlier_evaluation_of_the_same_rows_measured_stays(project: Project) -> None:
+    found = run(project, model="line@1", cross_validation="k-fold", folds=2, learning_curve=True).facts
+    again = run(project, model="line@1")
+    record = json.loads(again.written[-1].read_text())
+    for name in ("cross_validation", "learning_curve"):
+        assert record[name] == json.loads(json.dumps(found[name]))
+    assert record["notes"] == [
+        "measured by an earlier evaluation of the same rows: cross validation, learning curve"
+    ]
+    assert "cross-validation, 2 folds" in (project.folder / "card.md").read_text()
+    assert (
+        run(project, model="line@1", cross_validation="k-fold", folds=3).facts["cross_validation"]
+        != (found["cross_validation"])
+    )
+    other = run(project, model="line@2", gates=False).facts
+    assert other["cross_validation"] is None
+
+
+def test_columns_of_rules_are_strings_in_a_labelled_table_too(project: Project) -> None:
+    text = project.folder / "kit.toml"
+    rule = "[[prepare.rules]]\ncolumn = 'code'\npattern = '0[0-9]'\notherwise = 'drop'\n\n[train]"
+    text.write_text(text.read_text().replace("[train]", rule))
+    code = ["01"] * 20 + ["11"] * 10
+    csv.write_csv(table(30).append_column("code", pa.array(code)), project.folder / "new.csv")
+    facts = run(Project.open(project.folder), model="line@1", data="new.csv", gates=False).facts
+    assert facts["n_rows"] == 20
 
 
 def test_leaving_rows_out_one_by_one_measures_them_together(project: Project) -> None:

@@ -16,9 +16,9 @@ from jobs.exporting.parity import adversarial_rows, check_parity, run_onnx
 from jobs.preparation.device import fitted_steps, missing_steps
 from jobs.preparation.frame import to_features
 from jobs.preparation.prepared import Prepared, fit_preparation
-from kit.data import Part, Split
 from kit.errors import InputError, ProjectError
 from kit.project import Project
+from kit.rows import Part, Split
 from kit.signature import Tensors
 
 HEAD = """
@@ -312,6 +312,92 @@ def test_a_rows_own_label_is_not_in_its_target_means(tmp_path: Path):
     plain = found.read(found.split.train)[:, place]
     assert len(np.unique(plain)) == 4
     assert len(np.unique(found.train[:, place])) > 4
+
+
+OWN = """
+from sklearn.base import BaseEstimator
+from sklearn.compose import ColumnTransformer
+from sklearn.model_selection import StratifiedKFold
+from sklearn.preprocessing import OneHotEncoder, TargetEncoder
+
+
+def target():
+    return ColumnTransformer([("size", TargetEncoder(cv=StratifiedKFold(5)), ["size"])])
+
+
+def sparse():
+    return ColumnTransformer([("size", OneHotEncoder(handle_unknown="ignore"), ["size"])])
+
+
+class Length(BaseEstimator):
+    def fit(self, values, labels=None):
+        return self
+
+    def transform(self, values):
+        return values[["size"]].map(len).to_numpy()
+"""
+
+
+def test_a_transformer_of_ones_own_is_cross_fitted_too(tmp_path: Path):
+    (tmp_path / "own.py").write_text(OWN, encoding="utf-8")
+    data = split(n_classes=2)
+    found = {}
+    for name in ("target", "sparse", "Length"):
+        (tmp_path / "kit.toml").write_text(
+            HEAD.format(task="classification") + f'preprocessing = "own:{name}"\n', encoding="utf-8"
+        )
+        found[name] = fit_preparation(Project.open(tmp_path), data)
+    assert len(np.unique(found["target"].read(data.train))) == 5
+    assert len(np.unique(found["target"].train)) > 5
+    for name in ("sparse", "Length"):
+        np.testing.assert_array_equal(found[name].train, found[name].read(data.train))
+        assert found[name].train.dtype == np.float32
+
+
+BROKEN_OWN = """
+from sklearn.base import BaseEstimator
+
+
+class Kind(BaseEstimator):
+    def fit(self, values, labels=None):
+        if self.refused == "fit":
+            raise KeyError("größe")
+        return self
+
+    def transform(self, values):
+        if self.refused == "transform":
+            raise IndexError("größe")
+        return [[1], [1, 2]]
+
+
+def build():
+    kind = Kind()
+    kind.refused = "{}"
+    return kind
+"""
+
+
+@pytest.mark.parametrize(
+    "refused, message",
+    [
+        ("fit", "the preprocessing 'own:build' cannot be fitted: KeyError: 'größe'"),
+        ("transform", "the preprocessing 'own:build' cannot be fitted: IndexError: größe"),
+        ("nothing", "the preprocessing yields values that are not numbers"),
+    ],
+)
+def test_a_transformer_of_ones_own_that_fails_is_named(refused: str, message: str, tmp_path: Path):
+    (tmp_path / "own.py").write_text(BROKEN_OWN.format(refused), encoding="utf-8")
+    opened = project(tmp_path, 'preprocessing = "own:build"\n')
+    with pytest.raises(ProjectError, match=message) as caught:
+        fit_preparation(opened, split())
+    assert caught.value.hint
+
+
+@pytest.mark.filterwarnings("error")
+def test_bins_of_a_column_as_it_is_raise_no_warning(tmp_path: Path):
+    bins = '[[prepare.features]]\ncolumns = ["count"]\nscale = "bins"\nn_bins = 3\n'
+    found = prepared(tmp_path, NUMBERS.format(PLAIN) + bins + REST)
+    assert {0.0, 1.0} == set(np.unique(found.train[:, found.features.index("count:bin0")]))
 
 
 BAD_ROWS = {

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from jobs.judge import Contender, answer_rows, find_champion, judge
-from kit.data import Part
 from kit.engines import open_engine
 from kit.errors import InputError, VerificationError
 from kit.gates import GateResult, Judgement
 from kit.model_version import ModelVersion, Parts, write_model_version
 from kit.project import Project
+from kit.rows import Part
 from kit.settings import GatesSettings
 from kit.signature import Signature, TensorSpec
 
@@ -171,6 +171,28 @@ def test_a_champion_that_may_have_seen_the_rows_is_said_to(
     assert gate.passed
     assert said in gate.reason
     assert bool(said) == ("may have seen some of them" in gate.reason)
+
+
+@pytest.mark.parametrize(
+    "trained_on, table, said",
+    [
+        (DATA, DATA["fingerprint"], "the candidate and the champion were trained on rows of this table"),
+        (
+            {**DATA, "fingerprint": "12" * 32},
+            "12" * 32,
+            "the champion was trained on rows of this table",
+        ),
+        (DATA, "34" * 32, "whether one of the two has learned from rows of this table is not known"),
+    ],
+)
+def test_of_a_labelled_table_it_is_said_who_was_trained_on_it(
+    project: Project, tiny_parts: Parts, tmp_path: Path, trained_on: dict[str, Any], table: str, said: str
+) -> None:
+    champion = register(project, tiny_parts, tmp_path / "champion", data=trained_on)
+    strict = with_gates(project, max_loss={"accuracy": 0.5})
+    own = contender(champion, rows())
+    (gate,) = judge(strict, own, rows=rows(), champion=champion, table=table).results
+    assert gate.reason == said
 
 
 def test_the_champion_is_not_held_against_itself(project: Project, tiny_parts: Parts, tmp_path: Path) -> None:

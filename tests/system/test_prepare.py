@@ -246,6 +246,17 @@ def test_another_table_is_laid_out_row_for_row(project: Project, tmp_path: Path)
     assert not (project.state / "runs").exists()
 
 
+def test_another_table_is_read_as_the_projects_own(tmp_path: Path) -> None:
+    rule = '[[prepare.rules]]\ncolumn = "plz"\npattern = "-"\notherwise = "replace"\n'
+    drop = '[[prepare.rules]]\ncolumn = "zone"\npattern = "0\\\\d"\notherwise = "drop"\n'
+    inputs = '[project]\nname = "p"\n[data]\npath = "d.csv"\nlabel = "y"\n[[data.inputs]]\nname = "x"\n'
+    (tmp_path / "kit.toml").write_text(inputs + '[model]\nfactory = "m:f"\n' + rule + drop, encoding="utf-8")
+    (tmp_path / "new.csv").write_text("x,plz,zone\n1,0-1,07\n2,01,7\n", encoding="utf-8")
+    run(Project.open(tmp_path), input=str(tmp_path / "new.csv"), output=str(tmp_path / "laid"))
+    laid = parquet.read_table(tmp_path / "laid" / "rows.parquet")
+    assert laid.to_pydict() == {"x": [1, 2], "plz": ["01", "01"], "zone": ["07", "7"]}
+
+
 def test_another_table_without_an_input_is_refused_by_name(project: Project, tmp_path: Path) -> None:
     del (others := readings())["wind"]
     parquet.write_table(pa.table(others), tmp_path / "others.parquet")

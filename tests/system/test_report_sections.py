@@ -150,6 +150,21 @@ def test_an_evaluation_shows_metrics_beside_the_champion_and_every_part_of_it(
     ]
 
 
+def test_an_evaluation_shows_intervals_what_is_undefined_and_notes(
+    project: Project, making_records: Records
+) -> None:
+    record = making_records["evaluate"]
+    record["intervals"] = {"confidence": 0.95, "resamples": 2000, "bounds": {"accuracy": [0.91, 0.98]}}
+    record["undefined"] = {"auc": "not defined on these 60 rows"}
+    record["notes"] = ["these are the rows it was trained on"]
+    project.write_record("evaluate", "one", record)
+    text = words(project)
+    assert "95.0 % interval" in text
+    assert "accuracy 95.50 % 91.00 % to 98.00 %" in text
+    assert "auc is not defined on these 60 rows." in text
+    assert "These are the rows it was trained on." in text
+
+
 def test_a_gate_shows_the_loss_its_interval_and_why_it_was_not_decided(
     project: Project, making_records: Records
 ) -> None:
@@ -207,6 +222,18 @@ def test_a_compression_shows_before_and_after_and_whether_it_paid(
     assert "prune: digits@3 → digits@4 does not pay latency does not fall" in text
     assert "size 327.7 kB 120.0 kB \N{MINUS SIGN}63 %" in text
     assert "accuracy 0.9750 0.9680 \N{MINUS SIGN}0.0070" in text
+
+
+def test_a_compression_shows_batches_and_every_int8_figure(project: Project, making_records: Records) -> None:
+    record = making_records["compress"]
+    record["before"] |= {"batch_latency_ms": 4.0, "batch_rows": 256, "int8_error": 0.2}
+    record["after"] |= {"batch_latency_ms": 3.0, "batch_rows": 256, "int8_error": 0.1}
+    record["before"]["int8_metrics"] = record["after"]["int8_metrics"] = {"f1_macro": 0.5}
+    project.write_record("compress", "one", record)
+    text = words(project)
+    assert "latency of 256 rows, ms 4.00 3.00 \N{MINUS SIGN}25 %" in text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "f1_macro in INT8 0.5000 0.5000" in text
+    assert "INT8 error, standard deviations 0.2 0.1" in text
 
 
 def test_hundreds_of_everything_stay_readable(project: Project, making_records: Records) -> None:

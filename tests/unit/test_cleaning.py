@@ -122,6 +122,19 @@ def test_the_row_that_is_kept_is_the_one_asked_for(keep: str, expected: list[int
     assert duplicates(table(**ROWS), keys=["k"], keep=keep, time="t") == expected
 
 
+def test_latest_goes_by_the_time_duplicates_name_before_that_of_the_data() -> None:
+    rows = table(k=[1, 1], t=[1, 2], seen=[2, 1])
+    assert duplicates(rows, keys=["k"], keep="latest", time="t") == [1]
+    settings = DuplicatesSettings(keys=("k",), keep="latest", time="seen")
+    for data_time in ("t", None):
+        assert drop_duplicates(rows, settings, time=data_time).rows.tolist() == [0]
+    absent = DuplicatesSettings(keep="latest", time="T")
+    with pytest.raises(SettingsError, match=r"\[prepare.duplicates\] time names the column 'T'"):
+        drop_duplicates(rows, absent, time="t")
+    with pytest.raises(ValueError, match="time = 'seen' belongs to keep = 'latest'"):
+        DuplicatesSettings(keys=("k",), time="seen")
+
+
 def test_most_complete_counts_missing_values_of_every_column() -> None:
     cleaned = table(k=[1, 1, 1], a=[None, 1, 1], b=["x", None, "y"], c=[1.0, 1.0, float("nan")])
     assert duplicates(cleaned, keys=["k"], keep="most-complete") == [0]
@@ -141,7 +154,7 @@ def test_exact_duplicates_are_equal_in_every_column_and_missing_equals_missing()
     "more, message",
     [
         ({"keys": ["K"]}, r"\[prepare.duplicates\] keys names the column 'K'"),
-        ({"keys": ["k"], "keep": "latest"}, r"keep = 'latest' needs \[data\] time"),
+        ({"keys": ["k"], "keep": "latest"}, "keep = 'latest' has no time to order the rows by"),
     ],
 )
 def test_duplicates_that_cannot_be_found_are_refused(more: dict[str, Any], message: str) -> None:

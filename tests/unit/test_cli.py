@@ -84,7 +84,7 @@ def test_an_unknown_flag_is_refused_with_the_commands_help(capsys: pytest.Captur
         (["train", "--epochs", "0"], "epochs = 0, but it should be greater than or equal to 1"),
         (["train", "--learning-rate", "fast"], "--learning-rate fast: a number is expected"),
         (["predict", "digits", "--input", "x.parquet"], "kit predict needs 'output'"),
-        (["export", "digits", "--target", "litert-int9"], "target.0 = 'litert-int9'"),
+        (["export", "digits", "--target", "litert-int9"], "target[1] = 'litert-int9'"),
         (["serve", "digits", "--host", "0.0.0.0", "--auth", "none"], "host '0.0.0.0' is reachable"),
         (["predict", "digits", "--engine", "litert", "--input", "a", "--output", "b"], "engine = 'litert'"),
         (["flash", "a.bundle", "usb"], "device = 'usb'"),

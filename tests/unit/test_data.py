@@ -9,10 +9,11 @@ import pytest
 from pyarrow import parquet
 from sklearn.model_selection import train_test_split
 
-from kit.data import FoldKind, Split, held_out_table, load, load_rows
+from kit.data import held_out_table, load, load_rows, string_columns
 from kit.errors import InputError, SettingsError
 from kit.manifest import read_manifest
 from kit.project import Project
+from kit.rows import FoldKind, Split
 from kit.tables import read_table
 
 TOML = """
@@ -269,6 +270,32 @@ def test_a_value_refused_after_cleaning_says_how_rows_are_counted(tmp_path: Path
         load(toy)
 
 
+def test_string_columns_are_the_inputs_and_what_rules_read_but_no_numbers_and_not_the_label(
+    tmp_path: Path,
+) -> None:
+    project(tmp_path)
+    rules = "".join(
+        f'[[prepare.rules]]\ncolumn = "{column}"\npattern = "."\n'
+        for column in ("plz", "a", "y", "plz", "wort")
+    )
+    text = '[[data.inputs]]\nname = "wort"\ndtype = "string"\n' + rules
+    assert string_columns(configure(tmp_path, text)) == ("wort", "plz")
+
+
+def test_a_window_over_the_label_is_refused_before_the_table_is_read(tmp_path: Path) -> None:
+    project(tmp_path)
+    toy = configure(tmp_path, '[[prepare.windows]]\nname = "last"\ncolumn = "y"\ntime = "a"\nlength = 3\n')
+    (tmp_path / "data.parquet").unlink()
+    with pytest.raises(SettingsError, match="the window 'last' has column = 'y', which is the label"):
+        load(toy)
+
+
+def test_the_latest_duplicate_is_kept_by_a_time_that_splits_nothing(tmp_path: Path) -> None:
+    project(tmp_path, code=np.arange(N_ROWS) % 50, seen=np.arange(N_ROWS)[::-1])
+    duplicates = '[prepare.duplicates]\nkeys = ["code"]\nkeep = "latest"\ntime = "seen"\n'
+    assert load_rows(configure(tmp_path, duplicates)).everything.rows.tolist() == list(range(50))
+
+
 def test_a_window_is_an_input(tmp_path: Path) -> None:
     project(tmp_path, when=np.arange(N_ROWS)[::-1])
     text = (tmp_path / "kit.toml").read_text(encoding="utf-8")
@@ -293,7 +320,11 @@ def test_a_group_stays_together(tmp_path: Path) -> None:
     assert [len(part) for part in parts(split)] == [72, 8, 20]
     seen = [{groups[row] for row in part} for part in parts(split)]
     assert sum(len(part) for part in seen) == len(set.union(*seen))
-    assert {fact["check"]: fact["found"] for fact in split.leakage} == {"id": 0, "duplicate rows": 0}
+    assert {fact["check"]: fact["found"] for fact in split.leakage} == {
+        "id": 0,
+        "group": 0,
+        "duplicate rows": 0,
+    }
 
 
 def test_the_latest_rows_are_held_out_behind_a_gap(tmp_path: Path) -> None:
@@ -334,7 +365,7 @@ def test_the_latest_rows_are_held_out_behind_a_gap(tmp_path: Path) -> None:
             'split = "time"\ntime = "t"\ngap = 99',
             {"t": range(100)},
             InputError,
-            "the gap of 99 .* leaves no row",
+            r"the gap of 99 leaves no row before \d+$",
         ),
         (
             'split = "time"\ntime = "t"\ngap = "1d"',
@@ -408,7 +439,10 @@ def test_equal_rows_in_two_parts_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["k-fold", "leave-one-out", "grouped", "time-series"])
 def test_folds_become_splits(tmp_path: Path, kind: FoldKind) -> None:
     columns = {"g": np.arange(N_ROWS) // 5, "t": np.arange(N_ROWS)}
-    names = {"grouped": 'group = "g"\nid = "g"', "time-series": 'time = "t"'}
+    names = {
+        "grouped": 'split = "grouped"\ngroup = "g"\nid = "g"',
+        "time-series": 'split = "time"\ntime = "t"',
+    }
     how: dict[str, Any] = {"grouped": "grouped", "time-series": "time"}
     rows = load_rows(project(tmp_path, more=names.get(kind, ""), **columns))
     folds = list(rows.folds(kind, n_folds=4))
@@ -425,6 +459,80 @@ def test_folds_need_the_column_they_go_by(tmp_path: Path) -> None:
     for kind, message in (("grouped", "by group, but .data. names none"), ("time-series", "by time, but")):
         with pytest.raises(SettingsError, match=message):
             list(rows.folds(kind, n_folds=2))
+
+
+@pytest.mark.parametrize(
+    "more, kind, kept, hint",
+    [
+        ('split = "grouped"\ngroup = "g"', "k-fold", "groups together", "use grouped folds"),
+        ('split = "grouped"\ngroup = "g"', "leave-one-out", "groups together", "use grouped folds"),
+        ('split = "grouped"\ngroup = "g"\ntime = "t"', "time-series", "groups together", "use grouped folds"),
+        ('split = "time"\ntime = "t"', "k-fold", "earlier", "use time-series folds"),
+        ('split = "time"\ntime = "t"\ngroup = "g"', "grouped", "earlier", "use time-series folds"),
+    ],
+)
+def test_folds_that_break_what_the_split_keeps_are_refused(
+    tmp_path: Path, more: str, kind: FoldKind, kept: str, hint: str
+) -> None:
+    rows = load_rows(project(tmp_path, more=more, g=np.arange(N_ROWS) // 5, t=np.arange(N_ROWS)))
+    with pytest.raises(SettingsError, match=f"{kind} folds do not keep .*{kept}, as split =") as caught:
+        rows.folds(kind, n_folds=4)
+    assert hint in str(caught.value.hint)
+
+
+def test_a_group_in_two_parts_fails_a_split_that_keeps_groups_together(tmp_path: Path) -> None:
+    groups = [f"größe {row // 4}" for row in range(N_ROWS)]
+    thirds = dict(zip(("train", "validation", "test"), np.split(np.arange(N_ROWS), [50, 70]), strict=True))
+    rows = load_rows(project(tmp_path, more='split = "grouped"\ngroup = "g"', g=groups))
+    with pytest.raises(
+        InputError, match="leakage: 'größe 12' of the group 'g' is in the training and"
+    ) as caught:
+        rows.split(**thirds)
+    assert "grouped" in str(caught.value.hint)
+    loose = load_rows(project(tmp_path, more='group = "g"', g=groups))
+    assert [fact["check"] for fact in loose.split(**thirds).leakage] == ["duplicate rows"]
+
+
+@pytest.mark.parametrize(
+    "gap, days", [("1e300", False), ('"99999999999999999999d"', True), ("99999999999", False), ("0.5", False)]
+)
+def test_a_gap_is_compared_exactly_however_long_it_is(tmp_path: Path, gap: str, days: bool) -> None:
+    times = (
+        np.datetime64("2024-01-01") + np.arange(N_ROWS)
+        if days
+        else np.arange(N_ROWS) + np.iinfo(np.int64).min
+    )
+    rows = load_rows(project(tmp_path, more=f'split = "time"\ntime = "t"\ngap = {gap}', t=times))
+    if gap == "0.5":
+        assert [len(part) for part in rows.hold_out()] == [72, 8, 20]
+        return
+    with pytest.raises(InputError, match="leaves no row before"):
+        rows.hold_out()
+
+
+def test_a_gap_beyond_all_time_and_a_share_that_is_everything_are_refused(tmp_path: Path) -> None:
+    days = np.datetime64("2024-01-01") + np.arange(N_ROWS)
+    with pytest.raises(SettingsError, match="longer than any time"):
+        load(project(tmp_path, more=f'split = "time"\ntime = "t"\ngap = "{"9" * 400}d"', t=days))
+    with pytest.raises(InputError, match=r"a share of 0\.999 leaves none of 100 rows"):
+        load(project(tmp_path, more="test_fraction = 0.999"))
+
+
+@pytest.mark.parametrize("pattern", ["a{99999999999999}", "(" * 3000 + ")" * 3000, "("])
+def test_a_pattern_that_cannot_be_compiled_is_a_setting_to_correct(tmp_path: Path, pattern: str) -> None:
+    project(tmp_path)
+    with pytest.raises(SettingsError, match="is not a regular expression"):
+        load(configure(tmp_path, f"[[prepare.rules]]\ncolumn = 'y'\npattern = '{pattern}'\n"))
+
+
+@pytest.mark.parametrize("kind", ["hold-out", "folds"])
+def test_a_gap_that_leaves_nothing_names_it_and_the_day_as_they_are_written(
+    tmp_path: Path, kind: str
+) -> None:
+    days = pa.array(np.datetime64("2024-01-01", "D") + np.arange(N_ROWS))
+    rows = load_rows(project(tmp_path, more='split = "time"\ntime = "t"\ngap = "90d"', t=days))
+    with pytest.raises(InputError, match=r"the gap of 90d leaves no row before 2024-0\d-\d\d"):
+        rows.hold_out() if kind == "hold-out" else list(rows.folds("time-series", n_folds=4))
 
 
 # the manifest

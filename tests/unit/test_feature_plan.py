@@ -82,6 +82,12 @@ def test_a_file_without_features_has_no_plan(tmp_path: Path):
 
 NUMBERS = '["age", "income"]'
 REFUSED = [
+    (
+        GOOD.replace('"median"', '"constant"\nfill = 1e39'),
+        "with 1e+39, which float32 does not hold",
+        "3.4e38",
+    ),
+    (GOOD.replace('"median"', '"constant"\nfill = ' + "9" * 400), "float32 does not hold", "3.4e38"),
     (entry('["agge"]', ""), "names the column 'agge'", "did you mean 'age'"),
     (GOOD + entry('["age"]', 'missing = "mean"'), "'age' is named in entries 1 and 3", "once"),
     (GOOD + entry('"strings"', 'encode = "ordinal"'), "takes the strings", "remove the entry"),
@@ -160,6 +166,13 @@ def test_what_makes_no_sense_is_refused_with_the_alternative(
 def test_features_and_a_transformer_of_ones_own_are_not_both_taken(tmp_path: Path):
     with pytest.raises(SettingsError, match="are both set"):
         planned(tmp_path, GOOD, model='preprocessing = "model:preprocessing"')
+
+
+def test_a_window_over_the_label_is_refused_whether_or_not_there_are_features(tmp_path: Path):
+    window = "[[prepare.windows]]\nname = 'window'\ncolumn = 'y'\ntime = 't'\nlength = 3\n"
+    for features in (GOOD, ""):
+        with pytest.raises(SettingsError, match="the window 'window' has column = 'y', which is the label"):
+            planned(tmp_path, features + window)
 
 
 def test_chi_squared_needs_classes(tmp_path: Path):

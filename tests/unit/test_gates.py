@@ -106,7 +106,7 @@ def test_a_candidate_as_good_as_the_champion_may_lose_nothing() -> None:
 def test_too_few_rows_decide_nothing() -> None:
     gate = loss(1.0, n_rows=99, candidate=0, champion=0)
     assert not gate.passed
-    assert gate.describe() == "accuracy was not decided: 99 held-out rows are fewer than min_rows = 100"
+    assert gate.describe() == "accuracy was not decided: 99 rows are fewer than min_rows = 100"
 
 
 def test_a_class_with_one_row_leaves_a_ranking_undecided() -> None:

@@ -105,9 +105,13 @@ def test_three_classes_have_an_auc() -> None:
     assert score("auc", labels, {"label": labels, "probabilities": probabilities}) == 1.0
 
 
-def test_certain_and_wrong_is_a_large_loss_not_an_infinite_one() -> None:
-    outputs = {"label": np.array([1]), "probabilities": np.array([[0.0, 1.0]], dtype=np.float32)}
-    assert 700 < score("log_loss", np.array([0]), outputs) < 710
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_certain_and_wrong_costs_what_scikit_learn_says(dtype: type) -> None:
+    probabilities = np.array([[0.0, 1.0], [1.0, 0.0], [0.25, 0.75]], dtype=dtype)
+    labels = np.array([0, 0, 1])
+    found = score("log_loss", labels, {"label": probabilities.argmax(axis=1), "probabilities": probabilities})
+    assert found == pytest.approx(theirs.log_loss(labels, probabilities), rel=1e-6)
+    assert found == pytest.approx({np.float32: 5.41, np.float64: 12.11}[dtype], abs=0.01)
 
 
 def test_the_leading_metric_is_the_first() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kit.errors import ConflictError, GateError, InputError, NotFoundError, VerificationError
+from kit.files import read_json
 from kit.gates import GateResult, Judgement
 from kit.model_version import Parts, write_model_version
 from kit.models import ModelsResult, models
@@ -123,6 +124,20 @@ def test_a_version_that_was_not_held_against_the_champion_is_not_promoted(projec
     with pytest.raises(GateError, match="was not held against the champion tiny@2"):
         run(strict, "promote", "tiny@3")
     assert run(strict, "promote", "tiny@3", gates=False).versions[0].number == 3
+
+
+@pytest.mark.parametrize("newest", ["0001-first", "9999-last"])
+def test_the_newest_evaluation_decides_whatever_its_record_is_called(project: Project, newest: str) -> None:
+    strict = with_max_loss(project)
+    run(strict, "promote", "tiny@1")
+    folder = project.state / "runs" / "evaluate"
+    for passed in (False, True):
+        judged(strict, 2, against=1, passed=passed)
+        facts = read_json(folder / "0002.json")
+        name = newest if passed else "0500-between"
+        strict.write_record("evaluate", name, facts | {"written_at_s": 2e9 if passed else 1e9})
+    (folder / "0002.json").unlink()
+    assert run(strict, "promote", "tiny@2").versions[0].number == 2
 
 
 def test_a_judgement_by_other_gates_does_not_count(project: Project) -> None:

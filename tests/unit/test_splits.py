@@ -18,6 +18,7 @@ from kit.splits import (
     leave_one_out,
     time_folds,
 )
+from kit.times import Gap
 
 GROUPS = some.lists(some.integers(0, 12), min_size=2, max_size=200).map(np.array)
 TIMES = some.lists(some.integers(-50, 50), min_size=2, max_size=200).map(np.array)
@@ -92,7 +93,7 @@ def test_what_stays_is_earlier_by_the_gap(times: np.ndarray, fraction: float, ga
     if len(np.unique(times)) < 2:
         return
     try:
-        kept, taken = cut_time(everything(times), times=times, fraction=fraction, gap=gap)
+        kept, taken = cut_time(everything(times), times=times, fraction=fraction, gap=Gap(gap), say=str)
     except InputError as error:
         assert gap > 0
         assert "leaves no row" in error.message  # noqa: PT017 - both outcomes are right, each in its case
@@ -106,23 +107,35 @@ def test_what_stays_is_earlier_by_the_gap(times: np.ndarray, fraction: float, ga
 
 def test_the_boundary_lies_at_the_moment_nearest_to_the_share() -> None:
     times = np.array([5, 1, 1, 3, 3, 3, 3, 2, 4, 5])
-    kept, taken = cut_time(everything(times), times=times, fraction=0.3)
+    kept, taken = cut_time(everything(times), times=times, fraction=0.3, say=str)
     assert sorted(times[taken]) == [4, 5, 5]
     assert len(kept) == 7
-    _, taken = cut_time(everything(times), times=times, fraction=0.45)
+    _, taken = cut_time(everything(times), times=times, fraction=0.45, say=str)
     assert sorted(times[taken]) == [4, 5, 5]  # 3 or 7 rows: equal times do not straddle
 
 
 def test_times_of_nanoseconds_are_compared_exactly() -> None:
     start = 1_700_000_000_000_000_000
     times = start + np.array([3, 1, 2, 0])
-    kept, taken = cut_time(everything(times), times=times, fraction=0.25, gap=2)
+    kept, taken = cut_time(everything(times), times=times, fraction=0.25, gap=Gap(2), say=str)
     assert (kept.tolist(), taken.tolist()) == ([1, 3], [0])
+
+
+def test_a_gap_that_leaves_nothing_is_given_as_it_was_written_before_the_moment_it_ends_at() -> None:
+    times = np.array([50, 10, 30, 40, 20]) * 86400
+    with pytest.raises(InputError, match="the gap of 100d leaves no row before 2024-02-03"):
+        cut_time(
+            np.array([1, 2, 3]),
+            times=times,
+            fraction=0.5,
+            gap=Gap(100 * 86400, "100d"),
+            say={2: "2024-02-03"}.__getitem__,
+        )
 
 
 def test_too_few_times_are_refused() -> None:
     with pytest.raises(InputError, match="there are 1 different times and 2 are needed"):
-        cut_time(np.arange(4), times=np.ones(4), fraction=0.5)
+        cut_time(np.arange(4), times=np.ones(4), fraction=0.5, say=str)
 
 
 # folds
@@ -157,7 +170,7 @@ def test_time_folds_train_on_the_past_alone_and_grow(times: np.ndarray, n_folds:
     if len(np.unique(times)) < n_folds + 1:
         return
     lengths, tested = [], []
-    for train, test in time_folds(times, n_folds=n_folds):
+    for train, test in time_folds(times, n_folds=n_folds, say=str):
         assert times[train].max() < times[test].min()
         lengths.append(len(train))
         tested += test.tolist()
@@ -169,7 +182,7 @@ def test_time_folds_train_on_the_past_alone_and_grow(times: np.ndarray, n_folds:
 def test_a_gap_keeps_time_folds_apart() -> None:
     times = np.random.default_rng(0).permutation(100)
     sizes = []
-    for train, test in time_folds(times, n_folds=4, gap=7):
+    for train, test in time_folds(times, n_folds=4, gap=Gap(7), say=str):
         assert times[train].max() == times[test].min() - 7
         sizes.append((len(train), len(test)))
     assert sizes == [(14, 20), (34, 20), (54, 20), (74, 20)]
@@ -184,8 +197,14 @@ def test_a_gap_keeps_time_folds_apart() -> None:
             "the smallest class has 3 rows for 4 folds",
         ),
         (lambda: group_folds(np.array([0, 0, 1]), n_folds=3), "there are 2 groups for 3 folds"),
-        (lambda: time_folds(np.array([1, 1, 2]), n_folds=2), "there are 2 different times for 2 folds"),
-        (lambda: time_folds(np.arange(9), n_folds=2, gap=5), "the gap of 5 .* leaves no row"),
+        (
+            lambda: time_folds(np.array([1, 1, 2]), n_folds=2, say=str),
+            "there are 2 different times for 2 folds",
+        ),
+        (
+            lambda: time_folds(np.arange(9), n_folds=2, gap=Gap(5, "5 weeks"), say="day {}".format),
+            "the gap of 5 weeks leaves no row before day 3",
+        ),
         (lambda: leave_one_out(1), "there are 1 rows"),
     ],
 )

@@ -97,11 +97,36 @@ def test_only_the_wanted_columns_are_read(tmp_path: Path) -> None:
         assert "did you mean 'name'?" in str(caught.value.hint)
 
 
-def test_files_with_different_columns_are_refused(tmp_path: Path) -> None:
+def test_a_name_no_file_can_have_is_refused() -> None:
+    with pytest.raises(InputError, match="is no place of a table"):
+        list_files("rows\0.csv")
+
+
+def test_types_of_a_column_that_clash_are_named_with_their_files(tmp_path: Path) -> None:
     write(pa.table({"n": [1]}), tmp_path / "a.parquet")
     write(pa.table({"n": ["x"]}), tmp_path / "b.parquet")
-    with pytest.raises(InputError, match="do not have the same columns"):
+    message = r"column 'n' holds values of type int64 in a\.parquet and of type string in b\.parquet"
+    for columns in (None, ["n"]):
+        with pytest.raises(InputError, match=message) as caught:
+            read_table(str(tmp_path), columns=columns)
+        assert caught.value.hint == "store the column with one type in every file"
+
+
+@pytest.mark.parametrize("lacking, owner", [("a.csv", "b.parquet"), ("b.parquet", "a.csv")])
+def test_a_file_that_lacks_a_column_of_another_is_named(tmp_path: Path, lacking: str, owner: str) -> None:
+    write(pa.table({"n": [1], "größe": [2]}), tmp_path / owner)
+    write(pa.table({"n": [1]}), tmp_path / lacking)
+    with pytest.raises(InputError, match=f"{lacking} has no column 'größe', which {owner} has") as caught:
         read_table(str(tmp_path))
+    assert caught.value.hint
+    assert read_table(str(tmp_path), columns=["n"]).num_rows == 2
+
+
+def test_numbers_of_different_types_and_columns_in_another_order_go_together(tmp_path: Path) -> None:
+    write(pa.table({"n": [1], "m": [1]}), tmp_path / "a.parquet")
+    write(pa.table({"m": [2], "n": [0.5]}), tmp_path / "b.parquet")
+    write(pa.table({"n": pa.nulls(1), "m": [3]}), tmp_path / "c.parquet")
+    assert read_table(str(tmp_path)).to_pydict() == {"n": [1.0, 0.5, None], "m": [1, 2, 3]}
 
 
 @pytest.mark.parametrize(

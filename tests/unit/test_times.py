@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from kit.errors import InputError, SettingsError
-from kit.times import Times, gap_in_units, read_times
+from kit.times import Gap, Times, gap_in_units, read_times
 
 MOMENTS = [datetime(2024, 1, 2, 3, 4, 5), datetime(1969, 12, 31), datetime(2024, 1, 2)]
 SECONDS = [1704164645, -86400, 1704153600]
@@ -75,14 +75,14 @@ def test_what_is_no_time_is_named(values: Any, message: str) -> None:
     [("90s", 90_000), ("15m", 900_000), ("12h", 43_200_000), ("7d", 604_800_000), ("0.5s", 500)],
 )
 def test_a_duration_is_given_in_the_columns_unit(gap: str, expected: int) -> None:
-    assert gap_in_units(gap, read(MOMENTS, pa.timestamp("ms")), name="wann") == expected
+    assert gap_in_units(gap, read(MOMENTS, pa.timestamp("ms")), name="wann") == Gap(expected, gap)
 
 
 def test_a_gap_of_numbers_stays_one() -> None:
     numbers = Times(np.array([1, 2]), None)
-    assert gap_in_units(2.0, numbers, name="n") == 2
-    assert isinstance(gap_in_units(2.0, numbers, name="n"), int)
-    assert gap_in_units(0.5, numbers, name="n") == 0.5
+    assert gap_in_units(2.0, numbers, name="n") == Gap(2, "2")
+    assert isinstance(gap_in_units(2.0, numbers, name="n").length, int)
+    assert gap_in_units(0.5, numbers, name="n") == Gap(0.5, "0.5")
 
 
 def test_a_gap_of_the_wrong_kind_is_refused() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as some
 
 from kit.errors import InputError, SettingsError
 from kit.settings import WindowSettings
-from kit.windows import add_windows, window_values
+from kit.windows import add_windows, check_windows, window_values
 
 NAN = float("nan")
 
@@ -107,3 +107,11 @@ def test_a_window_that_cannot_be_made_is_refused(more: dict[str, Any], message: 
 def test_values_a_window_cannot_hold_are_named(table: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         values(table, group="g")
+
+
+@pytest.mark.parametrize("key", ["column", "group", "time"])
+def test_a_window_shows_no_label(key: str) -> None:
+    with pytest.raises(SettingsError, match=f"the window 'w' has {key} = 'y', which is the label") as caught:
+        check_windows([window(**{key: "y"})], label="y")
+    assert caught.value.hint
+    check_windows([window(group="g")], label="y")

@@ -30,7 +30,7 @@ class Parts(Facts):
 
 
 class ChangeFacts(Facts):
-    """What one step did to rows and values; see ``kit.data.Change``."""
+    """What one step did to rows and values; see ``kit.cleaning.Change``."""
 
     step: str
     column: str | None

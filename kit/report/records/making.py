@@ -175,6 +175,13 @@ class ValidationCurve(Facts):
     values: tuple[CurvePoint, ...]
 
 
+class Intervals(Facts):
+    """Where metrics may lie on other rows of the same kind: low and high end by metric."""
+
+    confidence: float
+    bounds: dict[str, tuple[float, float]] = Field(default_factory=dict)
+
+
 class EvaluateRecord(Record):
     """A measured version; see ``jobs.evaluate``."""
 
@@ -185,6 +192,9 @@ class EvaluateRecord(Record):
     n_rows: Count
     metric: str = "score"
     metrics: dict[str, float | None]
+    undefined: dict[str, str] = Field(default_factory=dict)
+    intervals: Intervals | None = None
+    notes: tuple[str, ...] = ()
     by_class: dict[str, ClassFacts] = Field(default_factory=dict)
     calibration: Calibration | None = None
     slices: tuple[Slice, ...] = ()
@@ -217,7 +227,11 @@ class Cost(Facts):
     parameters: float | None = None
     metrics: dict[str, float | None] = Field(default_factory=dict)
     latency_ms: float | None = None
+    batch_latency_ms: float | None = None
+    batch_rows: Count | None = None
     int8_metric: float | None = None
+    int8_metrics: dict[str, float | None] = Field(default_factory=dict)
+    int8_error: float | None = None
 
 
 class CompressRecord(Record):
