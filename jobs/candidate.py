@@ -28,7 +28,7 @@ from jobs.preparation.prepared import Prepared
 from jobs.tracking import check_tracking
 from kit.errors import GateError
 from kit.files import canonical_json, digest_of, sha256_file
-from kit.gates import GateResult, Judgement, failures
+from kit.gates import GateResult, Judgement, failures, next_step
 from kit.lineage import held_out_digest
 from kit.metrics import evaluate
 from kit.model_version import Parts, write_model_version
@@ -76,7 +76,7 @@ class Candidate:
         if self.wanted and said:
             raise GateError(
                 f"{self.version.model}@{self.version.number} was not promoted: {said}",
-                hint=f"train better, or promote it anyway: "
+                hint=f"{next_step(self.gates)}, or promote it anyway: "
                 f"kit models promote {self.version.model}@candidate --no-gates",
             )
 

@@ -31,7 +31,7 @@ from kit.card import write_card
 from kit.engines import Engine, open_engine
 from kit.errors import GateError, InputError, SettingsError
 from kit.files import canonical_json, read_json, write_atomic
-from kit.gates import GateResult, Judgement, failures
+from kit.gates import GateResult, Judgement, failures, next_step
 from kit.junit import junit_xml
 from kit.metrics import Measured, by_class, leading_metric, measure, statistic
 from kit.model_version import ModelVersion
@@ -71,7 +71,7 @@ class EvaluateResult:
         if self.gated and said:
             raise GateError(
                 f"{self.model} does not pass: {said}",
-                hint="train better, hold out more rows, or measure alone with --no-gates",
+                hint=f"{next_step(self.gates)}, or measure alone with --no-gates",
             )
 
 
@@ -170,7 +170,7 @@ def _prepared(project: Project, settings: EvaluateSettings) -> _Job:
     variation = None
     if recipe is not None and settings.validation_curve is not None:
         variation = Variation.parse(settings.validation_curve, train=recipe.train)
-        check_variation(recipe.project, variation, train=recipe.train)
+        check_variation(recipe.project, variation)
     champion = find_champion(project) if settings.against is None else project.open_version(settings.against)
     if settings.data is not None:
         rows = labelled_rows(project, version, settings.data)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _log = logging.getLogger("kit")
-REPORT = "report.json"
+REPORT = "_report.json"
 MARKER = "_running"
 
 

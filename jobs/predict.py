@@ -139,7 +139,9 @@ def predict(project: Project, settings: PredictSettings) -> PredictResult:
     strings = version.signature.string_columns
     files = _with_bytes(source, list_files(source))
     shards = plan(source, files, shard_rows=settings.shard_rows)
-    _check_columns(settings, version.signature, _first_rows(source, files[0], strings=strings))
+    first = _first_rows(source, files[0], strings=strings)
+    _check_windows(settings, version, first)
+    _check_columns(settings, version.signature, first)
     work = _Work(
         store=project.store().uri,
         cache=project.state / "cache",
@@ -395,6 +397,17 @@ def _check_count(result: PredictResult) -> None:
             f"{result.rows_in} rows went in and {result.rows_out} came out; nothing was kept",
             hint="run again, and report it if it happens again",
         )
+
+
+def _check_windows(settings: PredictSettings, version: ModelVersion, table: pa.Table) -> None:
+    """Refuse a table whose windows are not laid out yet, and say which command does that."""
+    windows = version.manifest.get("lineage", {}).get("prepare", {}).get("windows", ())
+    for name in (window["name"] for window in windows):
+        if name in version.signature.columns and name not in table.column_names:
+            raise InputError(
+                f"{settings.input} has no column {name!r}: it is a window, which kit prepare lays out",
+                hint=f"kit prepare --input {settings.input} --output ready, then predict ready",
+            )
 
 
 def _check_columns(settings: PredictSettings, signature: Signature, table: pa.Table) -> None:

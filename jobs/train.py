@@ -16,6 +16,7 @@ from typing import Any
 
 from jobs.alone import alone
 from jobs.candidate import Candidate, check_ready, register_candidate, run_identity
+from jobs.fitting.baseline import constant_loss, warn_if_no_better
 from jobs.fitting.estimators import check_settings, used_settings
 from jobs.fitting.loop import Epoch, FitConfig, Fitted
 from jobs.fitting.memory import compute_twice
@@ -75,6 +76,7 @@ def train(project: Project, settings: TrainSettings) -> TrainResult:
     with alone(storage, identity), tracked(project, "train", identity=identity) as tracker:
         tracker.log_parameters({"train": asked, "model": project.settings.model.model_dump(mode="json")})
         fitted = _fit(project, settings, prepared, storage=storage, identity=identity, hear=tracker.log_epoch)
+        _compare(fitted, prepared, settings)
         candidate = register_candidate(project, settings, prepared, fitted, promote=settings.promote)
         record = _record(project, prepared, fitted, candidate)
         shutil.rmtree(storage / identity, ignore_errors=True)
@@ -114,6 +116,14 @@ def _fit(
         identity=identity,
         hear=hear,
     )
+
+
+def _compare(fitted: Fitted, prepared: Prepared, settings: TrainSettings) -> None:
+    """Warn of a network that learned nothing."""
+    split = prepared.split
+    labels = split.train.labels, split.validation.labels
+    loss = constant_loss(*labels, classes=split.classes, class_weights=settings.class_weights)
+    warn_if_no_better(fitted.epochs, than=loss, classes=split.classes)
 
 
 def _record(project: Project, prepared: Prepared, fitted: Fitted, candidate: Candidate) -> Path:

@@ -21,7 +21,6 @@ from jobs.alone import alone
 from jobs.candidate import Candidate, check_ready, register_candidate
 from jobs.cluster import connected, n_cpus, translated
 from jobs.fitting.estimators import fit_estimator
-from jobs.fitting.loop import Fitted
 from jobs.tracking import Tracker, tracked
 from jobs.tuning.importance import importance
 from jobs.tuning.ledger import Ledger
@@ -29,10 +28,9 @@ from jobs.tuning.live import Live
 from jobs.tuning.plan import Plan, plan_study, work_of
 from jobs.tuning.resources import room_for
 from jobs.tuning.running import Run, run_study
-from jobs.tuning.space import Values
 from jobs.tuning.study import Study, Trial
-from jobs.tuning.trial import read_best
-from kit.errors import InputError, UnavailableError
+from jobs.tuning.trial import has_best, read_best
+from kit.errors import GateError, InputError, ProjectError, UnavailableError
 from kit.project import Project
 from kit.settings import TuneSettings
 
@@ -77,7 +75,7 @@ def tune(project: Project, settings: TuneSettings) -> TuneResult:
 
     Raises:
         InputError: The space, the data or the project's Python break a rule; no trial has worked.
-        GateError: The exported graph does not answer like the Python pipeline.
+        GateError: None of the best trials' exported graphs answers like its Python pipeline.
         NotFoundError: There is no signing key.
         ConflictError: The same study is running already.
         UnavailableError: The cluster, the ledger's place, the store or the disk fails.
@@ -93,8 +91,7 @@ def tune(project: Project, settings: TuneSettings) -> TuneResult:
         clock = _Clock(facts["seconds"])
         with _interruptible(plan.identity):
             _search(plan, study, facts, clock=clock)
-        best = _best(study)
-        candidate = _register(plan, study, best)
+        best, candidate = _take_best(plan, study)
         shares = importance(plan.space, list(study.trials.values()), seed=settings.seed)
         result = TuneResult(
             study=plan.identity,
@@ -194,19 +191,52 @@ def _end_running(study: Study) -> None:
             study.end(number, "stopped", reason="the time budget was spent")
 
 
-def _best(study: Study) -> Trial:
-    best = study.best
-    if best is not None:
-        return best
-    reasons = list(dict.fromkeys(each.reason for each in study.trials.values() if each.reason))
-    study.ledger.clear()  # nothing to continue: something has to be changed first
-    raise InputError(
-        f"none of {len(study.trials)} trials has worked: {'; '.join(reasons[:_REASONS])}",
-        hint="correct the model or the space, and try one trial alone: kit train",
-    )
+def _take_best(plan: Plan, study: Study) -> tuple[Trial, Candidate]:
+    """Register the best trial whose model can be exported; those before it have failed."""
+    if not study.ranked:
+        reasons = list(dict.fromkeys(each.reason for each in study.trials.values() if each.reason))
+        study.ledger.clear()  # nothing to continue: something has to be changed first
+        raise InputError(
+            f"none of {len(study.trials)} trials has worked: {'; '.join(reasons[:_REASONS])}",
+            hint="correct the model or the space, and try one trial alone: kit train",
+        )
+    refused: dict[int, GateError | ProjectError] = {}
+    for trial in study.ranked:
+        try:
+            with _weights(plan, study, trial) as folder:
+                if folder is None:
+                    break  # nor are there those of the ones after it
+                candidate = _register(plan, study, trial, folder)
+        except (GateError, ProjectError) as error:
+            refused[trial.number] = error
+            _log.warning("trial %d cannot be exported: %s", trial.number, error.message)
+            continue
+        for number, refusal in refused.items():  # where none can, the study stays as it is
+            study.reject(number, reason=f"it cannot be exported: {refusal.message}")
+        return trial, candidate
+    if not refused:
+        raise InputError(
+            f"the checkpoints of the study {plan.identity} are gone", hint="start it anew: --no-resume"
+        )
+    number, first = next(iter(refused.items()))
+    raise type(first)(
+        f"none of the {len(refused)} best trials can be exported; trial {number}: {first.message}",
+        hint=f"{first.hint or 'correct the model or the space'}; or search anew with --no-resume",
+    ) from first
 
 
-def _register(plan: Plan, study: Study, best: Trial) -> Candidate:
+@contextmanager
+def _weights(plan: Plan, study: Study, trial: Trial) -> Iterator[Path | None]:
+    """Give the checkpoint of a trial, None where it is gone; an estimator needs none."""
+    with tempfile.TemporaryDirectory(prefix="best-") as scratch:
+        if plan.is_estimator:
+            yield Path(scratch)
+            return
+        folder = study.ledger.checkpoint_folder(trial.number, scratch=Path(scratch))
+        yield folder if has_best(folder) else None
+
+
+def _register(plan: Plan, study: Study, best: Trial, folder: Path) -> Candidate:
     """Make the version of the best trial's best weights."""
     project = plan.project
     parameters, changed = plan.space.split(best.parameters)
@@ -219,7 +249,13 @@ def _register(plan: Plan, study: Study, best: Trial) -> Candidate:
             project, plan.prepared, seed=settings.seed, threads=settings.threads, parameters=parameters
         )
     else:
-        fitted = _read_best(plan, study, best, parameters=parameters)
+        fitted = read_best(
+            project,
+            folder,
+            n_features=plan.prepared.n_features,
+            n_classes=plan.n_classes,
+            parameters=parameters,
+        )
     lineage = {
         "model": {**model.model_dump(mode="json"), "parameters": {**model.parameters, **parameters}},
         "study": {
@@ -238,17 +274,6 @@ def _register(plan: Plan, study: Study, best: Trial) -> Candidate:
     return register_candidate(
         project, settings, plan.prepared, fitted, promote=plan.settings.promote, lineage=lineage
     )
-
-
-def _read_best(plan: Plan, study: Study, best: Trial, *, parameters: Values) -> Fitted:
-    with tempfile.TemporaryDirectory(prefix="best-") as scratch:
-        return read_best(
-            plan.project,
-            study.ledger.checkpoint_folder(best.number, scratch=Path(scratch)),
-            n_features=plan.prepared.n_features,
-            n_classes=plan.n_classes,
-            parameters=parameters,
-        )
 
 
 def _record(

@@ -8,13 +8,22 @@ how rows fall into parts is ``kit.rows``'s.
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kit.cleaning import Cleaned, apply_rule, check_rules, drop_duplicates, require_column
 from kit.errors import InputError, SettingsError, nearest
-from kit.images import has_both, image_layout, list_data, read_images, takes_images
+from kit.images import (
+    FILE_COLUMN,
+    check_pixel_range,
+    has_both,
+    image_layout,
+    list_data,
+    read_images,
+    takes_images,
+)
 from kit.labels import read_labels
 from kit.leakage import Evidence
 from kit.manifest import Manifest, describe_table, digest_files, fingerprint_of, keep_manifest
@@ -33,6 +42,7 @@ if TYPE_CHECKING:
     from kit.project import Project
 
 _log = logging.getLogger("kit")
+_ROW = re.compile(r"(?<=, row )\d+")
 
 
 def load(project: Project) -> Split:
@@ -57,7 +67,7 @@ def load_rows(project: Project) -> Rows:
     """Read a project's data, check it and clean it; see ``load``."""
     settings, prepare = project.settings.data, project.prepare()
     signature = Signature("", project.settings.input_signature(), ())
-    check_windows(prepare.windows, label=settings.label)
+    check_windows(prepare.windows, label=settings.label, columns=signature.columns)
     table, manifest = _read(project, signature)
     task = project.settings.project.task
     if not table.num_rows:
@@ -82,7 +92,7 @@ def load_rows(project: Project) -> Rows:
                 f"column {column!r} of {settings.path} holds no value at all",
                 hint="fill the column or take it out of [[data.inputs]]",
             )
-    everything = Part(_tensors(table, signature, n_raw=manifest.n_rows), labels, cleaned.rows)
+    everything = Part(_tensors(table, signature, rows=cleaned.rows), labels, cleaned.rows)
     evidence, gap = _evidence(table, settings, signature)
     return Rows(everything, table, classes, manifest, changes, settings, evidence, raw, gap)
 
@@ -142,6 +152,8 @@ def _read(project: Project, signature: Signature) -> tuple[pa.Table, Manifest]:
     settings = project.settings.data
     uri = project.locate(settings.path)
     strings = string_columns(project)
+    if list_data(uri)[0].format == "image":
+        check_pixel_range(signature)
     files = digest_files(uri)
     table = read_data(uri, signature, settings=settings, label=settings.label, strings=strings)
     if fingerprint_of(digest_files(uri)) != fingerprint_of(files):
@@ -217,13 +229,19 @@ def _groups(table: pa.Table, name: str) -> np.ndarray:
     return groups
 
 
-def _tensors(table: pa.Table, signature: Signature, *, n_raw: int) -> Tensors:
+def _tensors(table: pa.Table, signature: Signature, *, rows: np.ndarray) -> Tensors:
+    """Make tensors; a message that names a row names that of the raw table, and the image where it is one."""
     try:
         return to_tensors(table, signature)
     except InputError as error:
-        if table.num_rows == n_raw:
+        found = _ROW.search(error.message)
+        if found is None:
             raise
-        raise InputError(f"{error} (rows are counted after cleaning)", hint=error.hint) from error
+        row = int(found[0])
+        said = f"{error.message[: found.start()]}{rows[row]}{error.message[found.end() :]}"
+        if takes_images(signature) and FILE_COLUMN in table.column_names:
+            said = f"{table.column(FILE_COLUMN)[row].as_py()}: {said}"
+        raise InputError(said, hint=error.hint) from error
 
 
 def _is_empty(column: Any) -> bool:

@@ -19,6 +19,7 @@ from kit.errors import InputError, nearest
 from kit.metrics import LOSSES, Outputs, UndefinedMetricError, score, statistic
 
 Kind = Literal["floor", "max_loss"]
+_TOO_FEW = "are fewer than min_rows ="
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def _one_loss(
 ) -> GateResult:
     n_rows, metric = len(labels), gate.metric
     if n_rows < min_rows:
-        return replace(gate, reason=f"{n_rows} rows are fewer than min_rows = {min_rows}")
+        return replace(gate, reason=f"{n_rows} rows {_TOO_FEW} {min_rows}")
     figures: list[float] = []
     for name, each in zip(("candidate", "champion"), outputs, strict=True):
         if not all(np.isfinite(each[key]).all() for key in ("probabilities", "value") if key in each):
@@ -274,6 +275,14 @@ def undecided(bounds: Mapping[str, float], *, reason: str, passed: bool = False)
         GateResult(metric, None, bound, passed=passed, kind="max_loss", reason=reason)
         for metric, bound in sorted(bounds.items())
     )
+
+
+def next_step(results: Iterable[GateResult]) -> str:
+    """Say what helps a version past the gates it did not pass: training, or only more rows."""
+    failed = [result for result in results if not result.passed]
+    if failed and all(_TOO_FEW in result.reason for result in failed):
+        return "hold out more rows (test_fraction under [data]), or lower min_rows under [gates]"
+    return "train better"
 
 
 def failures(results: Iterable[GateResult]) -> str:

@@ -90,6 +90,24 @@ def image_layout(signature: Signature, *, label: str | None = None, resize: bool
     return ImageLayout(column, (channels, height, width), resize, label)
 
 
+def check_pixel_range(signature: Signature) -> None:
+    """Refuse to learn from pixels whose range the signature does not hold, so that every reader holds to it.
+
+    Args:
+        signature: Of a project whose data is a folder of images.
+
+    Raises:
+        SettingsError: The input of the pixels leaves its minimum or its maximum open.
+    """
+    for spec in signature.inputs:
+        if takes_images(signature) and spec.dtype != "uint8" and None in (spec.minimum, spec.maximum):
+            raise SettingsError(
+                f"input {spec.name!r} reads pixels, which go from 0 to 255 and are not scaled, but has no "
+                f"{'minimum' if spec.minimum is None else 'maximum'}",
+                hint=f"add minimum = 0 and maximum = 255 to the input {spec.name!r} under [[data.inputs]]",
+            )
+
+
 def takes_images(signature: Signature) -> bool:
     """Say whether a model's inputs could be pixels: one input of three dimensions in one column."""
     specs = signature.inputs

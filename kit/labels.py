@@ -44,6 +44,7 @@ def read_labels(
     if n_missing:
         raise InputError(f"the label {name!r} is missing in {n_missing} rows", hint="fill or drop those rows")
     if task == "regression":
+        _require_numbers(array, name)
         return _targets(array, name, learned=classes is None), ()
     if not _is_class_type(array.type):
         raise InputError(
@@ -77,6 +78,20 @@ def _targets(array: Any, name: str, *, learned: bool) -> np.ndarray:
             hint="name another label, or data in which it differs",
         )
     return np.asarray(targets, dtype=np.float32)
+
+
+def _require_numbers(array: Any, name: str) -> None:
+    import pyarrow as pa
+
+    if pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
+        return
+    strings = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
+    kind = "strings" if strings else f"values of type {array.type}"
+    example = f", such as {array[0].as_py()!r}" if len(array) else ""
+    raise InputError(
+        f"the label {name!r} holds {kind}{example}; a regression learns numbers",
+        hint='store the column as numbers, or set task = "classification"',
+    )
 
 
 def _require_learnable(names: Sequence[ClassName], counts: np.ndarray, name: str) -> None:

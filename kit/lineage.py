@@ -89,7 +89,7 @@ def require_same_rows(project: Project, version: ModelVersion, split: Split, *, 
     changed = [
         f"{name} = {value}, not {trained_on[name]}"
         for name, value in now.items()
-        if value != trained_on[name]
+        if name in trained_on and value != trained_on[name]
     ]
     raise InputError(
         f"[data] and [prepare] hold out other rows than model {version.name!r} was trained without"

@@ -300,9 +300,10 @@ def _checked_strings(spec: TensorSpec, array: np.ndarray) -> np.ndarray:
     for index, value in enumerate(array.reshape(-1)):
         row = index // spec.row_size
         if not isinstance(value, str):
-            raise InputError(f"input {spec.name!r}, row {row}: {value!r} is not a string")
+            raise InputError(f"{_place(spec, index % spec.row_size)}, row {row}: {value!r} is not a string")
         if not value and not spec.nullable:
-            raise InputError(f"input {spec.name!r}, row {row}: a value is missing", hint=_null_hint(spec))
+            place = _place(spec, index % spec.row_size)
+            raise InputError(f"{place}, row {row}: a value is missing", hint=_null_hint(spec))
     return np.ascontiguousarray(array)
 
 
@@ -313,12 +314,12 @@ def _check_finite(spec: TensorSpec, array: np.ndarray) -> None:
             return
     infinite = np.isinf(array)
     if infinite.any():
-        row = _first_row(infinite)
-        raise InputError(f"input {spec.name!r}, row {row}: infinity is not allowed")
+        row, place = _first_row(infinite), int(np.argmax(infinite.reshape(-1))) % spec.row_size
+        raise InputError(f"{_place(spec, place)}, row {row}: infinity is not allowed")
     missing = np.isnan(array)
     if missing.any() and not spec.nullable:
-        row = _first_row(missing)
-        raise InputError(f"input {spec.name!r}, row {row}: a value is missing (NaN)", hint=_null_hint(spec))
+        row, place = _first_row(missing), int(np.argmax(missing.reshape(-1))) % spec.row_size
+        raise InputError(f"{_place(spec, place)}, row {row}: a value is missing (NaN)", hint=_null_hint(spec))
 
 
 def _check_range(spec: TensorSpec, array: np.ndarray) -> None:
@@ -332,7 +333,17 @@ def _check_range(spec: TensorSpec, array: np.ndarray) -> None:
         if outside.any():
             row = _first_row(outside)
             value = array[row][outside[row]].reshape(-1)[0]
-            raise InputError(f"input {spec.name!r}, row {row}: {value} is {word} {bound:g}")
+            place = int(np.argmax(outside[row].reshape(-1)))
+            raise InputError(
+                f"{_place(spec, place)}, row {row}: {value} is {word} {bound:g}",
+                hint=f"correct the value, or change the bound of input {spec.name!r} and train again",
+            )
+
+
+def _place(spec: TensorSpec, index: int) -> str:
+    """Name an input and, where it goes by another name, the column that holds a value of its rows."""
+    column = spec.columns[min(index, len(spec.columns) - 1)] if spec.columns else spec.name
+    return f"input {spec.name!r}" + (f" (column {column!r})" if column != spec.name else "")
 
 
 def _first_row(mask: np.ndarray) -> int:

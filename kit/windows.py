@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def check_windows(windows: Sequence[WindowSettings], *, label: str) -> None:
-    """Refuse windows that would show the model the label, before any work.
+def check_windows(windows: Sequence[WindowSettings], *, label: str, columns: Sequence[str]) -> None:
+    """Refuse windows that would show the model the label, or that nothing reads, before any work.
 
     Args:
         windows: What kit.toml declares.
         label: Column to predict.
+        columns: What the inputs read.
 
     Raises:
-        SettingsError: A window collects the label, or goes by it.
+        SettingsError: A window collects the label, or goes by it, or is no input's column.
     """
     for window in windows:
         for key in ("column", "group", "time"):
@@ -41,6 +42,12 @@ def check_windows(windows: Sequence[WindowSettings], *, label: str) -> None:
                     hint="name another column, or one of your table that holds the label's earlier values "
                     "alone",
                 )
+        if window.name not in columns:
+            raise SettingsError(
+                f"the window {window.name!r} is read by no input, so the model would never see it",
+                hint=f"declare it under [[data.inputs]]: name = {window.name!r}, shape = [{window.length}], "
+                "nullable = true; or remove the window",
+            )
 
 
 def add_windows(

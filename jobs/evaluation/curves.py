@@ -83,13 +83,12 @@ class Variation:
         return cls(name, values)
 
 
-def check_variation(project: Project, variation: Variation, *, train: TrainSettings) -> None:
+def check_variation(project: Project, variation: Variation) -> None:
     """Refuse a curve over what the factory or the estimator does not take, before anything is trained.
 
     Args:
         project: Names the factory or the estimator.
         variation: What is to be varied.
-        train: The other settings of train.
 
     Raises:
         ProjectError: It does not take the argument or a value.
@@ -97,7 +96,8 @@ def check_variation(project: Project, variation: Variation, *, train: TrainSetti
     """
     section, _, key = variation.name.partition(".")
     if section == "train":
-        check_settings(project, train, varied=(key,))
+        # What the version was trained with was checked then; the key that is varied is what was written now.
+        check_settings(project, TrainSettings(), varied=(key,))
         return
     if project.settings.model.estimator is not None:
         for value in variation.values:
@@ -125,6 +125,7 @@ def learning_curve(refit: Refit, split: Split, *, metric: str) -> tuple[CurvePoi
     for size in sizes:
         some = replace(split, train=split.train.take(np.sort(order[:size])))
         points.append(_point(refit, some, name=f"learning-{size}", at=size, metric=metric))
+        _tell(f"on {size:,} rows", points[-1], metric=metric)
     return tuple(points)
 
 
@@ -147,6 +148,7 @@ def validation_curve(
         else:
             changed = refit.with_parameters({key: value})
         points.append(_point(changed, split, name=f"value-{number}", at=value, metric=metric))
+        _tell(f"with {variation.name} = {value}", points[-1], metric=metric)
     return tuple(points)
 
 
@@ -162,8 +164,12 @@ def _point(refit: Refit, split: Split, *, name: str, at: Scalar, metric: str) ->
         return found
 
     figures = refit.remembered(name, work)
-    _log.info("trained for %s: %s", name, figures["validation"])
     return CurvePoint(at, figures["train"], figures["validation"])
+
+
+def _tell(how: str, point: CurvePoint, *, metric: str) -> None:
+    found = "undetermined" if point.validation is None else f"{point.validation:.4f}"
+    _log.info("trained %s: validation %s %s", how, metric, found)
 
 
 def _mixed(part: Part, *, n_classes: int, seed: int) -> np.ndarray:

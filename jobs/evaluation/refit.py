@@ -14,25 +14,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jobs.fitting.loop import FitConfig, Fitted
 from jobs.fitting.network import build_network
 from jobs.preparation.prepared import Prepared, fit_preparation
-from kit.errors import InputError
+from kit.errors import InputError, SettingsError
 from kit.files import canonical_json, write_atomic
 from kit.model_version import ModelVersion
 from kit.project import Project
 from kit.project_file import build
 from kit.rows import Split
-from kit.settings import ModelSettings, TrainSettings
+from kit.settings import ModelSettings, PrepareSettings, TrainSettings
+from kit.settings.fields import Settings
 from kit.signature import Tensors
 
 _log = logging.getLogger("kit")
 
 Answer = Callable[[Mapping[str, np.ndarray]], Tensors]
+S = TypeVar("S", bound=Settings)
 _TRAIN_AGAIN = "restore kit.toml, or train again: kit train"
 
 
@@ -59,8 +61,8 @@ def recipe_of(project: Project, version: ModelVersion, *, name: str) -> Recipe:
         name: Of the version, for messages.
 
     Raises:
-        InputError: It was compressed, its lineage does not say enough, or kit.toml names another model or
-            another preparation now.
+        InputError: It was compressed, its lineage does not say enough or says what no setting is called,
+            or kit.toml names another model or another preparation now.
     """
     lineage = version.manifest.get("lineage", {})
     parent = lineage.get("parent", {}).get("number")
@@ -74,21 +76,21 @@ def recipe_of(project: Project, version: ModelVersion, *, name: str) -> Recipe:
             f"the lineage of {name} does not say what it was trained with, so it cannot be trained again",
             hint="evaluate a version that kit train or kit tune has made",
         )
-    model, now = lineage["model"], project.settings.model
+    where = f"the lineage of {name}"
+    made, now = _recorded(ModelSettings, lineage["model"], where=where), project.settings.model
     differing = [
-        f"{key} = {getattr(now, key)!r}, not {model.get(key)!r}"
+        f"{key} = {getattr(now, key)!r}, not {getattr(made, key)!r}"
         for key in ("factory", "estimator", "preprocessing")
-        if getattr(now, key) != model.get(key)
+        if getattr(now, key) != getattr(made, key)
     ]
     if differing:
         raise InputError(
             f"[model] is not what {name} was trained with: {'; '.join(differing)}", hint=_TRAIN_AGAIN
         )
-    if canonical_json(lineage.get("prepare", {})) != canonical_json(project.prepare().steps):
+    prepare = _recorded(PrepareSettings, lineage.get("prepare", {}), where=where)
+    if prepare.steps != project.prepare().steps:
         raise InputError(f"[prepare] is not what {name} was trained with", hint=_TRAIN_AGAIN)
-    where = f"the lineage of {name}"
-    made = build(ModelSettings, model, where=where)
-    train = build(TrainSettings, lineage["train"], where=where)
+    train = _recorded(TrainSettings, lineage["train"], where=where)
     whole = project.settings.model_copy(update={"model": made})
     alone = {
         "workers": 1,
@@ -97,6 +99,17 @@ def recipe_of(project: Project, version: ModelVersion, *, name: str) -> Recipe:
         "device": "auto",
     }
     return Recipe(replace(project, settings=whole), train.model_copy(update=alone))
+
+
+def _recorded(cls: type[S], values: Mapping[str, Any], *, where: str) -> S:
+    """Read recorded settings; one that came to be later has its default, which is what was done then."""
+    try:
+        return build(cls, values, where=where)
+    except SettingsError as error:
+        raise InputError(
+            f"{error.message}: it was made by a kit whose settings this one does not have",
+            hint="train again with this kit: kit train",
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,7 @@ def register_converters() -> None:
     from skl2onnx import update_registered_converter
     from skl2onnx.common.data_types import FloatTensorType, StringTensorType
     from skl2onnx.operator_converters.k_bins_discretiser import convert_sklearn_k_bins_discretiser
+    from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 
     from jobs.preparation import columns, imputing, outliers, selection
 
@@ -111,10 +112,38 @@ def register_converters() -> None:
     register(outliers.Flags, lambda step: step.n_features_in_, _flags)
     register(outliers.Isolated, lambda step: 1, _isolated)
     register(selection.Selection, lambda step: len(step.kept_), _selection)
+    for kind in (StandardScaler, RobustScaler, MinMaxScaler):
+        register(kind, lambda step: step.n_features_in_, _scaled)
 
 
 def _n_bins(step: Any) -> int:
     return len(step.n_bins_) if step.encode == "ordinal" else int(sum(step.n_bins_))
+
+
+def _scaled(graph: _Graph) -> None:
+    """Scale as scikit-learn does, rounding to float32 after each of its two steps, to the last digit.
+
+    skl2onnx's own way multiplies by an inverse, which differs by a digit; trees behind it notice.
+    """
+    step, name = graph.step, graph.input
+    if hasattr(step, "data_min_"):
+        parts = [("Mul", step.scale_), ("Add", step.min_)]
+    else:
+        centre = step.mean_ if hasattr(step, "mean_") else step.center_
+        shifted = getattr(step, "with_mean", getattr(step, "with_centering", True))
+        parts = [("Sub", centre if shifted else None), ("Div", step.scale_)]
+    rounded = hasattr(step, "mean_")  # this one rounds its figures to the type of the rows first
+    for kind, value in parts:
+        if value is not None and rounded:
+            name = graph.add(kind, name, np.asarray(value, dtype=np.float32).reshape(1, -1))
+        elif value is not None:
+            wide = graph.add("Cast", name, to=_DOUBLE)
+            wide = graph.add(kind, wide, np.asarray(value, dtype=np.float64).reshape(1, -1))
+            name = graph.add("Cast", wide, to=_FLOAT)
+    if getattr(step, "clip", False):
+        low, high = (np.float32(bound) for bound in step.feature_range)
+        name = graph.add("Clip", name, np.float32(low), np.float32(high))
+    graph.add("Identity", name, output=graph.output)
 
 
 def _matching(graph: _Graph) -> None:

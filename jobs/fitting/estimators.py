@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from jobs.fitting.loop import Fitted
+from jobs.fitting.thresholds import settle_thresholds
 from jobs.preparation.prepared import Prepared
 from kit.errors import MissingDependencyError, ProjectError, SettingsError, install_line, nearest
 from kit.project import Project
@@ -212,6 +213,7 @@ def fit_estimator(
     for each in noted:
         if each.category.__name__ == "ConvergenceWarning":
             _log.warning("%s: %s", name, _first_line(each.message))
+    settle_thresholds(estimator, rows, threads=threads)
     return Fitted(model=estimator, epochs=(), best_epoch=0)
 
 

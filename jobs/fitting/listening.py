@@ -1,6 +1,6 @@
-"""Hearing a training from the driver: its epochs in order, and what a worker refused.
+"""Hearing a training from the driver: its epochs in order, what a worker refused, when it is to stop.
 
-An actor collects what the workers tell; it knows nothing of training.
+An actor collects what the workers tell and what the driver answers; it knows nothing of training.
 """
 
 from __future__ import annotations
@@ -22,43 +22,34 @@ def listening(hear: Callable[[dict[str, Any]], object] | None = None) -> Iterato
     """Log each epoch as it is reported: an actor collects, a thread of the driver asks it.
 
     Args:
-        hear: Told of each epoch as well, in that thread.
+        hear: Told of each epoch as well, in that thread; False asks the workers to stop, and so does an
+            error, which is raised when they have.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    class Listener:
-        def __init__(self) -> None:
-            import asyncio
-
-            self.queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-            self.refused: KitError | None = None
-
-        async def hear(self, figures: dict[str, Any] | None) -> None:
-            await self.queue.put(figures)
-
-        async def next(self) -> dict[str, Any] | None:
-            return await self.queue.get()
-
-        async def refuse(self, error: KitError) -> None:
-            self.refused = error
-
-        async def refusal(self) -> KitError | None:
-            return self.refused
-
     # On the driver's machine: a worker's may be taken away.
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    listener: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Listener).remote()
+    listener: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Listener).remote()
+    errors: list[BaseException] = []
+
+    def told(figures: dict[str, Any]) -> bool:
+        """Say whether the training goes on."""
+        _log.info(
+            "epoch %(epoch)d: train loss %(train_loss).4f, validation loss %(validation_loss).4f", figures
+        )
+        if hear is None or errors:
+            return not errors
+        try:
+            return hear(figures) is not False
+        except BaseException as error:  # SystemExit too, by which Ray Tune ends a trial: this is a thread
+            errors.append(error)
+            return False
 
     def follow() -> None:
         try:
             while (figures := ray.get(listener.next.remote())) is not None:
-                _log.info(
-                    "epoch %(epoch)d: train loss %(train_loss).4f, validation loss %(validation_loss).4f",
-                    figures,
-                )
-                if hear is not None:
-                    hear(figures)
+                listener.answer.remote(told(figures))
         except ray.exceptions.RayError:
             _log.debug("the listener is gone; later epochs are not shown")
 
@@ -66,9 +57,66 @@ def listening(hear: Callable[[dict[str, Any]], object] | None = None) -> Iterato
     thread.start()
     try:
         yield listener
-    finally:
-        listener.hear.remote(None)
-        thread.join(timeout=5)
+    except Exception as error:
+        _end(listener, thread)
+        if errors:  # it came first
+            raise errors[0] from error
+        raise
+    except BaseException:  # Ctrl-C stands above whatever was heard
+        _end(listener, thread)
+        raise
+    _end(listener, thread)
+    if errors:
+        raise errors[0]
+
+
+def _end(listener: Any, thread: threading.Thread) -> None:
+    listener.hear.remote(None)
+    thread.join(timeout=5)
+
+
+class _Listener:
+    """What the workers tell, in order, and what the driver answers; an actor."""
+
+    def __init__(self) -> None:
+        import asyncio
+
+        self.news = asyncio.Condition()
+        self.told: list[dict[str, Any] | None] = []
+        self.n_taken = self.n_answered = 0
+        self.goes_on = True
+        self.refused: KitError | None = None
+
+    async def hear(self, figures: dict[str, Any] | None, wait: bool = False) -> bool:
+        """Take the figures of an epoch, None after the last; say whether the training goes on.
+
+        With ``wait`` that is what the driver answers to these figures, else what it has answered so far.
+        """
+        async with self.news:
+            self.told.append(figures)
+            number = len(self.told)
+            self.news.notify_all()
+            if wait:
+                await self.news.wait_for(lambda: self.n_answered >= number)
+            return self.goes_on
+
+    async def next(self) -> dict[str, Any] | None:
+        async with self.news:
+            await self.news.wait_for(lambda: len(self.told) > self.n_taken)
+            self.n_taken += 1
+            return self.told[self.n_taken - 1]
+
+    async def answer(self, goes_on: bool) -> None:
+        async with self.news:
+            self.n_answered += 1
+            self.goes_on = self.goes_on and goes_on
+            self.news.notify_all()
+
+    async def refuse(self, error: KitError) -> None:
+        self.refused = error
+
+    async def refusal(self) -> KitError | None:
+        return self.refused
 
 
 @contextmanager

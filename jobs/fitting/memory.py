@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     import torch
 
 _MAX_DEPTH = 8  # of errors wrapped in errors
-#: What torch's allocators, the C++ library and Ray's memory monitor say; each is its own class or none.
+#: What allocators, C++ libraries and Ray's memory monitor say, in lower case; each is its own class or none.
 _SAYINGS = (
-    "DefaultCPUAllocator",
-    "CUDA out of memory",
+    "defaultcpuallocator",
+    "out of memory",
+    "outofmemory",
     "std::bad_alloc",
-    "Cannot allocate memory",
+    "cannot allocate memory",
+    "unable to allocate",
     "running low on memory",
-    "OutOfMemoryError",
+    "_alloc_failed",
 )
 
 
@@ -39,7 +41,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 def _is_out_of_memory(error: object, *, depth: int) -> bool:
     if not isinstance(error, BaseException) or depth > _MAX_DEPTH:
         return False
-    said = f"{type(error).__name__}: {error}"
+    said = f"{type(error).__name__}: {error}".lower()
     if isinstance(error, (OutOfMemoryError, MemoryError)) or any(each in said for each in _SAYINGS):
         return True
     inner = [getattr(error, "cause", None), error.__cause__, error.__context__]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,10 @@ def build_network(
     offered = {"n_features": n_features, "n_classes": n_classes}
     arguments = {name: value for name, value in offered.items() if name in takes} | given
     try:
-        network = factory(**arguments)
+        with warnings.catch_warnings():
+            # A layer of n_classes = 0 values: check_network refuses it in words of the project's own.
+            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+            network = factory(**arguments)
     except Exception as error:  # the user's code may raise anything at all
         raise ProjectError(
             f"the factory {reference!r} failed: {type(error).__name__}: {error}",
@@ -98,5 +102,8 @@ def check_network(network: torch.nn.Module, *, rows: np.ndarray, n_classes: int)
     if found not in wanted:
         raise ProjectError(
             f"the network answers {len(rows)} rows with {found}, but {wanted[-1]} is needed",
-            hint="return one logit per class" if n_classes else "return one value per row",
+            hint="return one logit per class"
+            if n_classes
+            else "return one value per row; n_classes is 0 for a regression, so write "
+            "n_classes or 1 where the last layer is made",
         )

@@ -45,6 +45,7 @@ def fit_on_workers(
     storage: Path,
     identity: str,
     hear: Callable[[dict[str, Any]], object] | None = None,
+    may_stop: bool = False,
 ) -> Fitted:
     """Train on Ray Train; a run of the same identity that was interrupted goes on.
 
@@ -57,8 +58,11 @@ def fit_on_workers(
         build: Makes the network from the project.
         storage: Folder of checkpoints, shared by every node.
         identity: Names the run in it.
-        hear: Told of each epoch, in a thread of this process, with the figures ``fit_here`` gives; what it
-            returns does not count. An epoch that is done again after a failure is told again.
+        hear: Told of each epoch, in a thread of this process, with the figures ``fit_here`` gives. An epoch
+            that is done again after a failure is told again. An error it raises stops the training and is
+            raised here; so does False stop it, after a later epoch where the workers do not wait.
+        may_stop: Whether the workers wait for what ``hear`` returns: False then stops the training after
+            that very epoch.
 
     Raises:
         InputError: The project or a setting breaks a rule; training diverged, or memory ran out.
@@ -72,7 +76,14 @@ def fit_on_workers(
         _log.info("continuing the interrupted run %s", identity)
     with connected(settings.address, project=project):
         run = partial(
-            _run_trainer, arrays, settings, build=build, hear=hear, storage=storage, identity=identity
+            _run_trainer,
+            arrays,
+            settings,
+            build=build,
+            hear=hear,
+            may_stop=may_stop,
+            storage=storage,
+            identity=identity,
         )
         try:
             checkpoint = _with_room(run, fit)
@@ -108,6 +119,7 @@ def _run_trainer(
     *,
     build: Build,
     hear: Callable[[dict[str, Any]], object] | None,
+    may_stop: bool,
     storage: Path,
     identity: str,
 ) -> Any:
@@ -132,6 +144,7 @@ def _run_trainer(
             "build": build,
             "arrays": ray.put(dict(arrays)),
             "listener": listener,
+            "may_stop": may_stop,
             "watched": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0",
         }
         trainer = Interruptible(
@@ -183,8 +196,9 @@ def _work(config: dict[str, Any]) -> None:
 
     Args:
         config: ``fit`` (a FitConfig), ``build``, ``arrays`` (a reference to train and validation
-            arrays), ``listener`` (an actor that hears of each epoch and of a refusal) and
-            ``watched`` (whether somebody would say that this machine is taken away).
+            arrays), ``listener`` (an actor that hears of each epoch and of a refusal), ``may_stop``
+            (whether its answer is waited for) and ``watched`` (whether somebody would say that this
+            machine is taken away).
     """
     import ray
 
@@ -235,10 +249,15 @@ def _train(config: dict[str, Any]) -> None:
             trainer.resume(Path(kept))
     told: list[Any] = []
 
-    def tell(figures: dict[str, Any]) -> None:
-        with contextlib.suppress(ray.exceptions.RayError):  # what is shown decides nothing
-            ray.get(told)  # an asynchronous actor may take two calls in either order
-        told[:] = [listener.hear.remote(figures)]
+    def tell(figures: dict[str, Any]) -> bool:
+        goes_on = True
+        with contextlib.suppress(ray.exceptions.RayError):  # a listener that is gone stops nobody
+            goes_on = all(ray.get(told))  # an asynchronous actor may take two calls in either order
+        told[:] = [listener.hear.remote(figures, wait=config["may_stop"])]
+        if config["may_stop"]:
+            with contextlib.suppress(ray.exceptions.RayError):
+                goes_on = ray.get(told[0])
+        return goes_on
 
     trainer.run(
         hear=tell,

@@ -20,6 +20,7 @@ from kit.errors import InputError
 
 #: What a term is, here and in the graph's tokeniser.
 TOKENS = "[a-zA-Z0-9_]+"
+_WORD = re.compile(r"\w+")
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
@@ -81,6 +82,16 @@ class Terms(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-le
     def transform(self, values: Any) -> np.ndarray:
         """Weigh; float32, shape (n_rows, n_terms)."""
         return np.asarray(self.vectorizer_.transform(_ascii(values)).toarray(), dtype=np.float32)
+
+
+def lost_share(values: Any) -> float:
+    """Give the share of words, 0 to 1, that ``Terms`` cannot read whole: they hold a letter beyond ASCII.
+
+    Args:
+        values: Strings, shape (n_rows, 1).
+    """
+    words = [word for value in np.asarray(values, dtype=object)[:, 0] for word in _WORD.findall(value)]
+    return sum(not word.isascii() for word in words) / len(words) if words else 0.0
 
 
 def _ascii(values: Any) -> list[str]:

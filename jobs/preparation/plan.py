@@ -99,7 +99,11 @@ def plan_features(project: Project) -> Plan | None:
             window shows the label.
     """
     prepare = project.prepare()
-    check_windows(prepare.windows, label=project.settings.data.label)
+    check_windows(
+        prepare.windows,
+        label=project.settings.data.label,
+        columns=[each for spec in project.settings.input_signature() for each in spec.columns],
+    )
     inputs = project.settings.input_signature()
     if not prepare.features and prepare.select is None:
         _refuse_lost_rules(prepare, inputs, own=project.settings.model.preprocessing is not None)

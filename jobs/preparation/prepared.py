@@ -12,7 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from jobs.preparation.frame import check_transformer, frame_columns, to_features, to_frame, to_matrix
+from jobs.preparation.frame import (
+    check_transformer,
+    frame_columns,
+    steps_of,
+    to_features,
+    to_frame,
+    to_matrix,
+)
 from jobs.preparation.plan import Plan, plan_features
 from kit.cleaning import Change
 from kit.data import load
@@ -78,7 +85,10 @@ def prepare_rows(project: Project) -> Prepared:
         ProjectError: The preprocessing cannot be built, fitted or exported.
     """
     plan_features(project)  # refused before the table is read
-    return fit_preparation(project, load(project))
+    prepared = fit_preparation(project, load(project))
+    if prepared.transformer is not None:
+        _warn_of_lost_words(prepared)
+    return prepared
 
 
 def fit_preparation(project: Project, split: Split) -> Prepared:
@@ -100,6 +110,26 @@ def fit_preparation(project: Project, split: Split) -> Prepared:
             features=frame_columns(signature.inputs[0]),
         )
     return _fit_own(project, split, reference=reference, signature=signature)
+
+
+def _warn_of_lost_words(prepared: Prepared) -> None:
+    """Say once how many words of a text column TF-IDF takes apart; folds and trials do not repeat it."""
+    from jobs.preparation.columns import Terms, lost_share
+
+    terms = [step for _, step in steps_of(prepared.transformer, "") if isinstance(step, Terms)]
+    if not terms:
+        return
+    from jobs.preparation.build import fitted_parts
+
+    frame = to_frame(prepared.split.train.tensors, signature=prepared.signature)
+    for _, steps, columns in fitted_parts(prepared.transformer):
+        if any(isinstance(step, Terms) for _, step in steps) and (share := lost_share(frame[columns])):
+            _log.warning(
+                "text = 'tf-idf' takes words apart at letters beyond a to z: %.1f %% of the words of %r hold "
+                "one; spell them in ASCII (ue for ü) before training and asking, or encode the column",
+                100 * share,
+                columns[0],
+            )
 
 
 def _fit_own(project: Project, split: Split, *, reference: str, signature: Signature) -> Prepared:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.fitting.memory import is_out_of_memory
 from jobs.preparation.prepared import Prepared
 from jobs.tuning.live import Live
 from jobs.tuning.resources import Room
@@ -27,7 +28,6 @@ from kit.settings import TuneSettings
 _log = logging.getLogger("kit")
 _STOPPED = "the scheduler stopped it: others were better by then"
 _MARK = "memory"  # one byte of it tells the room of a trial from that of its workers
-_OUT_OF_MEMORY = ("low on memory", "outofmemory", "out_of_memory", "memory monitor")
 _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is Python's: Ray's handler ends as if all were well
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files: the ledger is kept
@@ -72,6 +72,7 @@ def run_study(study: Study, run: Run, rows: Mapping[str, np.ndarray] | Prepared,
     os.environ.update(_ENVIRONMENT)
     # Trials that run together start together; Ray would start the second's process after the first's.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(study.concurrent or 1)
+    import ray
     from ray import tune
 
     _hush()
@@ -86,7 +87,8 @@ def run_study(study: Study, run: Run, rows: Mapping[str, np.ndarray] | Prepared,
     if work.train.workers > 1:
         board = _board()
         work = replace(work, board=board)
-        let_end(chosen, stop=board.stop.remote)
+        # Waited for: the trial asks the board as soon as it may go on.
+        let_end(chosen, stop=lambda number: ray.get(board.stop.remote(number)))
         study.drained = _free_room
     with tempfile.TemporaryDirectory(prefix="study-") as scratch:
         tuner = tune.Tuner(
@@ -213,8 +215,7 @@ def _watch(study: Study, live: Live) -> Any:
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             number = int(trial.config["number"])
-            said = _error_text(trial)
-            memory = any(word in said.lower() for word in _OUT_OF_MEMORY)
+            memory = is_out_of_memory(RuntimeError(_error_text(trial)))
             study.died(
                 number,
                 reason="it ran out of memory and Ray ended its process"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ FIXED = frozenset(
 LIVELY = frozenset(
     {"learning_rate", "weight_decay", "momentum", "clip_norm", "batch_size", "accumulation_steps"}
 )
-_MAX_CORNERS = 16  # networks built before Ray starts
+_MAX_BUILDS = 64  # networks built before Ray starts
 _MAX_COMBINATIONS = 4096  # settings of train checked before Ray starts
 _MAX_GRID = 10_000
 _MAX_INTEGERS = 32
@@ -176,11 +176,27 @@ class Space:
         names = [each.name for each in self.dimensions]
         return [dict(zip(names, row, strict=True)) for row in itertools.product(*lists)]
 
-    def corners(self) -> Iterator[Values]:
-        """Give a few points that together hold both ends of every range and every choice."""
-        longest = max(len(each.probes) for each in self.dimensions)
-        for index in range(min(longest, _MAX_CORNERS)):
-            yield {each.name: each.probes[index % len(each.probes)] for each in self.dimensions}
+    def corners(self) -> list[Values]:
+        """Give arguments of the factory that together hold both ends of every range and every choice.
+
+        All first and all last ones, then every other choice with the first ones of all else.
+
+        Raises:
+            SettingsError: There are too many choices to try each.
+        """
+        varied = {each.name: each.probes for each in self.dimensions if not each.of_train}
+        first = {name: probes[0] for name, probes in varied.items()}
+        found = [first, {name: probes[-1] for name, probes in varied.items()}]
+        found += [{**first, name: probe} for name, probes in varied.items() for probe in probes[1:]]
+        distinct = [each for index, each in enumerate(found) if each not in found[:index]]
+        if len(distinct) > _MAX_BUILDS:
+            longest = max(varied, key=lambda name: len(varied[name]))
+            raise SettingsError(
+                f"[tune.space.parameters] has {len(distinct)} values to try before the study, more than "
+                f"{_MAX_BUILDS}; {longest!r} alone has {len(varied[longest])}",
+                hint="shorten its list, or use integer or power_of_two, of which the ends are tried",
+            )
+        return distinct
 
     def check_train(self, settings: TrainSettings) -> None:
         """Refuse a range with values that train would not take.
@@ -215,7 +231,7 @@ class Space:
             ) from error
 
     def check_build(self, build: Callable[[Values], Any], *, weights_stay: bool = False) -> None:
-        """Try the builder at a few corners of the space.
+        """Try the builder with every choice and both ends of every range.
 
         Args:
             build: Makes and tries what is fitted, from arguments; gives something that is equal for
@@ -224,9 +240,10 @@ class Space:
 
         Raises:
             ProjectError: The builder refuses an argument or a value.
+            SettingsError: There are too many choices to try each.
             InputError: A population would have to share weights of different shapes.
         """
-        shapes = [build(self.split(corner)[0]) for corner in self.corners()]
+        shapes = [build(corner) for corner in self.corners()]
         if weights_stay and any(each != shapes[0] for each in shapes):
             varied = ", ".join(repr(each.name) for each in self.dimensions if not each.of_train)
             raise InputError(

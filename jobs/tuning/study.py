@@ -20,6 +20,7 @@ from kit.errors import InputError
 
 _log = logging.getLogger("kit")
 MAX_DEATHS = 3
+_KEPT = 3  # of the best: where the first cannot be exported, the next is taken
 
 Status = Literal["running", "finished", "stopped", "failed"]
 
@@ -177,12 +178,14 @@ class Study:
         if status != "failed" and trial.value is None:
             status, reason = "failed", reason or "it ended before its first epoch"
         self._keep(replace(trial, status=status, reason=reason, seconds=self._seconds(trial)))
-        best = self.best
-        for loser in {number, *self._held} - {best.number if best else 0}:
+        kept = {each.number for each in self.ranked[:_KEPT]}
+        for loser in {number, *self._held} - kept:
             self.ledger.drop_checkpoint(loser)
-            self._held.discard(loser)
-        if best is not None:
-            self._held.add(best.number)
+        self._held = kept
+
+    def reject(self, number: int, *, reason: str) -> None:
+        """Note that a trial which has ended cannot be used after all."""
+        self._keep(replace(self.trials[number], status="failed", reason=reason))
 
     def died(self, number: int, *, reason: str, own_fault: bool) -> None:
         """Note that a trial's process has ended without a word.
@@ -208,13 +211,18 @@ class Study:
     @property
     def best(self) -> Trial | None:
         """The trial with the best value, the first of equals; None when none has one."""
+        return next(iter(self.ranked), None)
+
+    @property
+    def ranked(self) -> tuple[Trial, ...]:
+        """Trials with a value, the best first; the checkpoints of the first few are kept."""
         counted = [
             each
             for each in self.trials.values()
             if each.status in ("finished", "stopped") and each.value is not None
         ]
         sign = 1 if self.mode == "min" else -1
-        return min(counted, key=lambda each: (sign * (each.value or 0.0), each.number), default=None)
+        return tuple(sorted(counted, key=lambda each: (sign * (each.value or 0.0), each.number)))
 
     def _seconds(self, trial: Trial) -> float:
         began_s = self._began_s.pop(trial.number, None)

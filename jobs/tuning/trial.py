@@ -20,6 +20,7 @@ import numpy as np
 
 from jobs.fitting.local import fit_here
 from jobs.fitting.loop import Epoch, FitConfig, Fitted
+from jobs.fitting.memory import OutOfMemoryError, is_out_of_memory
 from jobs.fitting.network import build_network
 from jobs.preparation.prepared import Prepared
 from jobs.tuning.ledger import Ledger
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 _LOOP = "loop"
 _ROWS = 4096
-_MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "unable to allocate")
 
 
 @dataclass(frozen=True)
@@ -102,15 +102,20 @@ def run_trial(config: dict[str, Any], *, work: Work, rows: Mapping[str, np.ndarr
 def reason_of(error: BaseException) -> str:
     """Say in one sentence why a trial failed."""
     text = error.message if isinstance(error, KitError) else " ".join(str(error).split())
-    if isinstance(error, MemoryError) or any(word in text.lower() for word in _MEMORY_WORDS):
+    if is_out_of_memory(error) and not isinstance(error, OutOfMemoryError):  # which says so itself
         return "it ran out of memory" + (f": {text[:200]}" if text else "")
     return text[:300] if isinstance(error, KitError) else f"{type(error).__name__}: {text[:300]}".rstrip(": ")
+
+
+def has_best(folder: Path) -> bool:
+    """Say whether a trial's checkpoint is still there."""
+    return (folder / BEST).is_file()
 
 
 def read_best(
     project: Project, folder: Path, *, n_features: int, n_classes: int, parameters: Mapping[str, Any]
 ) -> Fitted:
-    """Read the best weights of a trial.
+    """Read the best weights of a trial, which are there; see ``has_best``.
 
     Args:
         project: Builds the network.
@@ -215,6 +220,7 @@ def _train_on_workers(
         storage=teller.home,
         identity="workers",
         hear=hear,
+        may_stop=True,
     )
     teller.keep_weights(fitted.model)
     teller.finish(stopped=stopped)

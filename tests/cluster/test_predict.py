@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from pyarrow import csv, parquet
 
 import jobs.predict
-from jobs.predict import predict
+from jobs.predict import _check_windows, predict
 from kit.engines import open_engine
 from kit.errors import ConflictError, InputError, UnavailableError, VerificationError
 from kit.project import Project
@@ -76,7 +77,7 @@ def test_every_row_of_every_file_is_answered_exactly_like_the_engine_does(
         np.testing.assert_array_equal(written, expected[name])
     assert sum(result.labels.values()) == 2500
     assert result.labels["red"] == int((expected["label"] == "red").sum())
-    report = json.loads((tmp_path / "out" / "report.json").read_bytes())
+    report = json.loads((tmp_path / "out" / "_report.json").read_bytes())
     assert report["rows_out"] == sum(shard["rows_out"] for shard in report["shards"]) == 2500
     with pytest.raises(ConflictError, match=r"is not empty \(it holds"):
         predict(trained.project, chosen)
@@ -90,10 +91,20 @@ def test_a_row_the_signature_forbids_is_named_with_its_file(lab: Any, trained: A
     bad = bad.set_column(bad.column_names.index("c"), "c", pa.array(values))
     parquet.write_table(good, tmp_path / "in" / "good.parquet")
     parquet.write_table(bad, tmp_path / "in" / "wrong.parquet")
-    with pytest.raises(InputError, match=r"wrong\.parquet: input 'x', row 37") as caught:
+    with pytest.raises(InputError, match=r"wrong\.parquet: input 'x'.*, row 37") as caught:
         predict(trained.project, settings(trained.project, tmp_path / "in", tmp_path / "out", shard_rows=20))
     assert "\n" not in caught.value.message
-    assert not (tmp_path / "out" / "report.json").exists()
+    assert not (tmp_path / "out" / "_report.json").exists()
+
+
+def test_a_table_without_its_windows_is_sent_to_prepare(lab: Any, trained: Any, tmp_path: Path) -> None:
+    _, version = trained.project.open_version("blobs")
+    chosen = settings(trained.project, "new.parquet", tmp_path / "out")
+    older = replace(version, manifest={"lineage": {"prepare": {"windows": [{"name": "c"}]}}})
+    with pytest.raises(InputError, match=r"new\.parquet has no column 'c': it is a window") as caught:
+        _check_windows(chosen, older, lab.table(5).drop_columns(["c"]))
+    assert caught.value.hint == "kit prepare --input new.parquet --output ready, then predict ready"
+    _check_windows(chosen, older, lab.table(5))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +174,7 @@ def test_a_killed_run_leaves_whole_parts_and_no_report(lab: Any, trained: Any, t
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     assert driver.returncode == -signal.SIGKILL
-    assert not (out / "report.json").exists()
+    assert not (out / "_report.json").exists()
     assert [len(parquet.read_table(part)) for part in out.glob("part-*.parquet")] != []
 
 
@@ -220,7 +231,7 @@ def test_a_table_on_s3_is_answered_onto_s3(lab: Any, trained: Any, tmp_path: Pat
     assert (result.rows_in, result.rows_out) == (300, 300)
     keys = [entry.key for entry in bucket.objects.filter(Prefix="out/")]
     names = sorted(key for key in keys if not key.endswith("/"))  # Arrow leaves a mark for the folder
-    assert names == ["out/part-00000.parquet", "out/part-00001.parquet", "out/report.json"]
+    assert names == ["out/part-00000.parquet", "out/part-00001.parquet", "out/_report.json"]
     for name in names[:2]:
         bucket.download_file(name, str(tmp_path / Path(name).name))
     answers = pa.concat_tables([parquet.read_table(tmp_path / Path(name).name) for name in names[:2]])

@@ -6,15 +6,20 @@ import json
 import logging
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from jobs.fitting.loop import FitConfig, Fitted
 from jobs.fitting.memory import OutOfMemoryError
+from jobs.fitting.network import build_network
+from jobs.fitting.workers import fit_on_workers
+from jobs.preparation.prepared import prepare_rows
 from jobs.train import train
-from kit.errors import GateError, InputError
+from kit.errors import GateError, InputError, UnavailableError
 from kit.gates import GateResult
 from kit.project import Project
 from kit.settings import TrainSettings
@@ -130,6 +135,54 @@ def test_two_workers_decide_alike_and_end_with_the_same_bytes_when_one_is_killed
     assert len(whole.epochs) == whole.best_epoch + 3
     assert whole.candidate.metrics["accuracy"] > 0.8
     assert made["killed"].candidate.version.digest == whole.candidate.version.digest
+
+
+def fit_two(project: Project, storage: Path, *, hear: Any, may_stop: bool) -> Fitted:
+    prepared = prepare_rows(project)
+    chosen = settings(project, workers=2, epochs=300, patience_epochs=300)
+    return fit_on_workers(
+        project,
+        chosen,
+        prepared.arrays,
+        fit=FitConfig.of(chosen, project=project, n_classes=3),
+        build=partial(build_network, n_features=prepared.n_features, n_classes=3),
+        storage=storage,
+        identity="two",
+        hear=hear,
+        may_stop=may_stop,
+    )
+
+
+def test_two_workers_train_no_further_than_the_epoch_after_which_they_are_to_stop(
+    lab: Any, trained: Any, one_ray: None, tmp_path: Path
+) -> None:
+    heard: list[int] = []
+
+    def hear(figures: dict[str, Any]) -> bool:
+        heard.append(figures["epoch"])
+        return len(heard) < 2
+
+    project = lab.twin(trained.project, tmp_path / "blobs")
+    fitted = fit_two(project, tmp_path, hear=hear, may_stop=True)
+    assert heard == [1, 2] == [each.epoch for each in fitted.epochs]
+
+
+def test_an_error_of_who_hears_stops_the_workers_and_is_raised(
+    lab: Any, trained: Any, one_ray: None, tmp_path: Path
+) -> None:
+    heard: list[int] = []
+
+    def hear(figures: dict[str, Any]) -> None:
+        heard.append(figures["epoch"])
+        if len(heard) == 2:
+            raise UnavailableError("the ledger does not answer")
+
+    project = lab.twin(trained.project, tmp_path / "blobs")
+    with pytest.raises(UnavailableError, match="the ledger does not answer"):
+        fit_two(project, tmp_path, hear=hear, may_stop=False)
+    assert heard == [1, 2]
+    (kept,) = (tmp_path / "two").rglob("progress.json")
+    assert 2 <= len(json.loads(kept.read_text())["epochs"]) < 10
 
 
 def test_a_training_without_memory_says_so_and_goes_on_in_smaller_batches_when_it_may(

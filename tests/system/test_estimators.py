@@ -15,20 +15,23 @@ from pyarrow import parquet
 
 from edge.export import export
 from jobs.evaluation.curves import Variation, check_variation
+from jobs.exporting.converters import register_converters
 from jobs.exporting.estimator_graph import check_estimator_parity
 from jobs.exporting.graph import export_onnx, export_program, python_reference
 from jobs.exporting.parity import adversarial_rows, run_onnx
 from jobs.fitting.estimators import check_estimator, check_settings, fit_estimator
+from jobs.fitting.thresholds import settle_thresholds
 from jobs.predict import predict
 from jobs.preparation.prepared import Prepared
 from jobs.train import train
 from kit.data import load
 from kit.errors import GateError, InputError, MissingDependencyError, ProjectError, SettingsError
+from kit.init import init
 from kit.models import models
 from kit.project import Project
 from kit.rows import Part, Split
 from kit.runner import softmax
-from kit.settings import ExportSettings, ModelsSettings, PredictSettings, TrainSettings
+from kit.settings import ExportSettings, InitSettings, ModelsSettings, PredictSettings, TrainSettings
 from kit.signature import Signature
 from kit.signing import generate_key
 
@@ -416,11 +419,11 @@ def test_a_curve_over_what_only_networks_have_is_refused_for_an_estimator(tmp_pa
     settings = TrainSettings()
     variation = Variation.parse("train.learning_rate=0.1,0.2", train=settings)
     with pytest.raises(SettingsError, match="learning_rate means nothing to the estimator"):
-        check_variation(project, variation, train=settings)
-    check_variation(project, Variation.parse("train.seed=1,2", train=settings), train=settings)
+        check_variation(project, variation)
+    check_variation(project, Variation.parse("train.seed=1,2", train=settings))
     many = Variation.parse("parameters.n_estimators=5,none", train=settings)
     with pytest.raises(ProjectError, match="n_estimators"):
-        check_variation(project, many, train=settings)
+        check_variation(project, many)
 
 
 def test_an_estimator_that_did_not_converge_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -500,3 +503,75 @@ def test_an_estimator_is_trained_verified_and_asked_like_a_network(tmp_path: Pat
             project, project.command("predict", PredictSettings, {"model": "trees", **settings})
         )
         assert (predicted.rows_in, predicted.rows_out) == (400, 400)
+
+
+@pytest.mark.parametrize("scale", ["standard", "robust", "minmax"])
+def test_scaling_is_written_to_the_last_digit(scale: str) -> None:
+    from skl2onnx import convert_sklearn
+    from skl2onnx.common.data_types import FloatTensorType
+    from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
+
+    register_converters()
+    scaler = {"standard": StandardScaler, "robust": RobustScaler, "minmax": MinMaxScaler}[scale]()
+    rows = (np.random.default_rng(0).normal(size=(2000, 3)) * [1, 37, 1e9] + 11).astype(np.float32)
+    scaler.fit(rows[:500])
+    graph = convert_sklearn(scaler, initial_types=[("x", FloatTensorType([None, 3]))], target_opset=18)
+    (name,) = (value.name for value in graph.graph.output)
+    np.testing.assert_array_equal(
+        run_onnx(graph.SerializeToString())({"x": rows})[name], scaler.transform(rows)
+    )
+
+
+@pytest.mark.parametrize("kind", ["xgboost", "lightgbm", "forest", "bagging"])
+def test_splits_stand_clear_of_every_value_and_training_rows_fall_as_they_fell(kind: str) -> None:
+    from lightgbm import LGBMClassifier
+    from sklearn.ensemble import BaggingClassifier, RandomForestClassifier
+    from xgboost import XGBClassifier
+
+    random = np.random.default_rng(0)
+    rows = (
+        random.integers(1, 60, size=(400, 4)).astype(np.float32) * 2
+    )  # what lies half way is a value as well
+    labels = (rows[:, 0] + random.normal(size=400) * 30 > rows[:, 1]).astype(np.int64)
+    made: dict[str, Any] = {
+        "xgboost": XGBClassifier(n_estimators=8),
+        "lightgbm": LGBMClassifier(n_estimators=8, verbosity=-1),
+        "forest": RandomForestClassifier(8, random_state=0),
+        "bagging": BaggingClassifier(n_estimators=4, max_features=0.5, random_state=0),
+    }
+    estimator = made[kind].fit(rows, labels)
+    before = estimator.predict_proba(rows)
+    settle_thresholds(estimator, rows, threads=1)
+    np.testing.assert_array_equal(estimator.predict_proba(rows), before)
+    grid = random.integers(2, 120, size=(2000, 4)).astype(np.float32)
+    for nudge in (1 - 1e-6, 1 + 1e-6):
+        np.testing.assert_array_equal(
+            estimator.predict_proba(grid * np.float32(nudge)), estimator.predict_proba(grid)
+        )
+
+
+SCALED = """
+[model]
+estimator = "{estimator}"
+parameters = {{ n_estimators = 12 }}
+"""
+
+
+@pytest.mark.parametrize("scale", ["standard", "robust"])
+@pytest.mark.parametrize("estimator", ["XGBClassifier", "XGBRegressor"])
+def test_xgboost_answers_alike_behind_scaled_columns_of_the_template(
+    tmp_path: Path, estimator: str, scale: str
+) -> None:
+    folder = tmp_path / "demo"
+    init(InitSettings(name=str(folder), template="tabular"))
+    declared, _, _ = (folder / "kit.toml").read_text().partition("[model]")
+    declared = declared.replace('scale = "standard"', f'scale = "{scale}"')
+    if estimator == "XGBRegressor":
+        table = parquet.read_table(folder / "data/biopsies.parquet")
+        answer = pa.array(np.arange(table.num_rows, dtype=np.float64) % 97 + np.asarray(table["id"]))
+        parquet.write_table(table.append_column("answer", answer), folder / "data/biopsies.parquet")
+        declared = declared.replace('"classification"', '"regression"').replace('"diagnosis"', '"answer"')
+    (folder / "kit.toml").write_text(declared + SCALED.format(estimator=f"xgboost:{estimator}"))
+    project = Project.open(folder)
+    generate_key(project.signing_key_path())
+    assert train(project, TrainSettings()).candidate.parity.max_relative_difference < 1e-5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -393,3 +394,22 @@ def test_shap_values_name_the_column_that_decides(project: Project) -> None:
     found = run(project, model="line@1", shap=True, explain_rows=30).facts["shap"]
     assert [each["column"] for each in found] == ["a", "b"]
     assert found[0]["mean_abs"] > 2 * found[1]["mean_abs"]
+
+
+def test_a_setting_that_came_to_be_later_leaves_an_older_version_as_it_was(project: Project) -> None:
+    version = project.open_version("line@1")[1]
+    model = {"factory": "model:build", "parameters": {"width": 7}}  # no estimator, no preprocessing
+    older = {"model": model, "prepare": {}, "train": {"epochs": 2}}
+    recipe = recipe_of(project, replace(version, manifest={"lineage": older}), name="older")
+    assert recipe.train.epochs == 2
+    assert recipe.train.learning_rate == TrainSettings().learning_rate
+
+
+@pytest.mark.parametrize("section", ["prepare", "train", "model"])
+def test_a_recorded_setting_nobody_knows_is_named(project: Project, section: str) -> None:
+    version = project.open_version("line@1")[1]
+    recorded: dict[str, Any] = {"model": {"factory": "model:build"}, "prepare": {}, "train": {"epochs": 2}}
+    recorded[section]["once"] = 1
+    with pytest.raises(InputError, match=r"the lineage of newer.*once") as caught:
+        recipe_of(project, replace(version, manifest={"lineage": recorded}), name="newer")
+    assert caught.value.hint == "train again with this kit: kit train"

@@ -13,9 +13,10 @@ import torch
 from jobs.exporting.converters import RULES_OPSET
 from jobs.exporting.graph import export_onnx, preprocessing_graph, python_reference
 from jobs.exporting.parity import adversarial_rows, check_parity, run_onnx
+from jobs.preparation.columns import lost_share
 from jobs.preparation.device import fitted_steps, missing_steps
 from jobs.preparation.frame import to_features
-from jobs.preparation.prepared import Prepared, fit_preparation
+from jobs.preparation.prepared import Prepared, _warn_of_lost_words, fit_preparation
 from kit.errors import InputError, ProjectError
 from kit.project import Project
 from kit.rows import Part, Split
@@ -222,12 +223,15 @@ def test_target_means_follow_the_task(task: str, n_classes: int, tmp_path: Path)
 
 @pytest.mark.parametrize("ngrams, most", [([1, 1], 1000), ([1, 2], 1000), ([2, 3], 9), ([1, 3], 5)])
 def test_terms_of_text_that_is_not_ascii_are_the_same_in_the_graph(
-    ngrams: list[int], most: int, tmp_path: Path
+    ngrams: list[int], most: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     text = (
         f'[[prepare.features]]\ncolumns = ["note"]\ntext = "tf-idf"\nngrams = {ngrams}\nmax_terms = {most}\n'
     )
     found = prepared(tmp_path, NUMBERS.format(PLAIN) + text + REST)
+    with caplog.at_level("WARNING", logger="kit"):
+        _warn_of_lost_words(found)
+    assert sum("of the words of 'note' hold one" in each for each in caplog.messages) == 1
     check(found, device=False)
     assert any(name.startswith("note:") for name in found.features)
     assert "text" in str(missing_steps(found.transformer, signature=found.signature))
@@ -513,3 +517,9 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path):
         graph = preprocessing_graph(found.transformer, signature=found.signature, n_features=found.n_features)
         graphs.append(graph.SerializeToString(deterministic=True))
     assert graphs[0] == graphs[1]
+
+
+def test_the_share_of_words_that_tf_idf_takes_apart_is_known() -> None:
+    assert lost_share(np.array([["Zürich and"], ["東京 Bern"]], dtype=object)) == 0.5
+    assert lost_share(np.array([["plain words"], [""]], dtype=object)) == 0.0
+    assert lost_share(np.array([[""]], dtype=object)) == 0.0

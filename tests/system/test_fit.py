@@ -20,8 +20,9 @@ from jobs.fitting.network import build_network, check_network
 from jobs.fitting.trainer import Trainer
 from jobs.train import train
 from kit.errors import ConflictError, InputError, ProjectError, SettingsError
+from kit.init import init
 from kit.project import Project
-from kit.settings import TrainSettings
+from kit.settings import InitSettings, TrainSettings
 from kit.signing import generate_key
 
 KIT_TOML = """
@@ -265,3 +266,20 @@ def test_a_seed_no_generator_takes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "kit.toml").write_text((KIT_TOML % "").replace("[data]", f"[data]\nseed = {2**32}"))
     with pytest.raises(SettingsError, match="seed"):
         Project.open(tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_templates_network_answers_a_regression_and_a_zero_layer_is_refused_in_words(
+    tmp_path: Path,
+) -> None:
+    for name in ("demo", "zero"):
+        init(InitSettings(name=str(tmp_path / name), template="tabular"))
+    project = Project.open(tmp_path / "demo")
+    rows = np.zeros((2, 5), dtype=np.float32)
+    check_network(build_network(project, n_features=5, n_classes=0), rows=rows, n_classes=0)
+    model = tmp_path / "zero" / "model.py"
+    model.write_text(model.read_text().replace("n_classes or 1", "n_classes"))
+    zero = build_network(Project.open(tmp_path / "zero"), n_features=5, n_classes=0)
+    with pytest.raises(ProjectError, match="the network answers 2 rows with") as caught:
+        check_network(zero, rows=rows, n_classes=0)
+    assert "n_classes or 1" in str(caught.value.hint)

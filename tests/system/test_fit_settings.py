@@ -16,9 +16,10 @@ from torch import nn
 from jobs.fitting.local import fit_here
 from jobs.fitting.loop import FitConfig, Fitted
 from jobs.fitting.losses import Loss, class_weights_of
-from jobs.fitting.memory import OutOfMemoryError, compute_twice
+from jobs.fitting.memory import OutOfMemoryError, compute_twice, is_out_of_memory
 from jobs.fitting.schedules import plateau_factor, step_factor
 from jobs.fitting.trainer import Trainer
+from jobs.tuning.trial import reason_of
 from kit.errors import InputError, ProjectError, SettingsError
 from kit.project import Project
 from kit.settings import TrainSettings
@@ -451,6 +452,28 @@ def test_memory_that_runs_out_names_the_batch_and_the_next_step(project: Project
     assert "--auto-batch" in hint
     assert "gradient_checkpointing" in hint
     assert "batch_size below 50" in hint
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("std::bad_alloc"),
+        OSError(12, "Cannot allocate memory"),
+        ValueError("Unable to allocate 7.28 TiB for an array with shape (1000000, 1000000)"),
+        RuntimeError("cuBLAS: CUBLAS_STATUS_ALLOC_FAILED"),
+        RuntimeError("ray.exceptions.OutOfMemoryError: killed, the node is running low on memory"),
+    ],
+)
+def test_a_lack_of_memory_is_recognised_and_told_of_a_trial_whoever_says_it(error: Exception) -> None:
+    wrapped = InputError("the estimator cannot be fitted")
+    wrapped.__cause__ = error
+    for each in (error, wrapped):
+        assert is_out_of_memory(each)
+        assert reason_of(each).startswith("it ran out of memory")
+    assert not is_out_of_memory(RuntimeError("no memory of it"))
 
 
 def test_auto_batch_halves_until_it_fits_and_keeps_the_rows_of_a_step(project: Project) -> None:

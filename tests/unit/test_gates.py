@@ -15,6 +15,7 @@ from kit.gates import (
     check_max_loss,
     check_size,
     failures,
+    next_step,
     undecided,
 )
 
@@ -175,3 +176,17 @@ def test_a_judgement_survives_being_written() -> None:
     assert judgement.passed
     for damaged in (None, {}, {"results": [{"metric": "auc"}], "champion": None, "rules": {}}, 3):
         assert Judgement.from_json(damaged) is None
+
+
+def test_too_few_rows_ask_for_more_rows_and_not_for_better_training() -> None:
+    outputs = {"label": np.array([0, 1]), "probabilities": np.array([[1.0, 0.0], [0.0, 1.0]])}
+    few = check_max_loss(
+        {"accuracy": 0.1},
+        labels=np.array([0, 1]),
+        candidate=outputs,
+        champion=outputs,
+        bootstrap=Bootstrap(100, 0.95, 0),
+        min_rows=30,
+    )
+    assert "lower min_rows" in next_step(few)
+    assert next_step((*few, GateResult("auc", 0.5, 0.9, passed=False))) == "train better"

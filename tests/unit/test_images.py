@@ -301,3 +301,25 @@ def test_a_project_learns_from_a_folder_of_images(tmp_path: Path) -> None:
     assert (split.n_rows, split.n_files) == (50, 50)
     first = split.test.rows[0]
     assert split.test.tensors["image"][0].tolist() == [[[100 + first] * 4] * 2] * 3
+
+
+@pytest.mark.parametrize("bounds", ["", "minimum = 0", "maximum = 255"])
+def test_pixels_without_a_range_are_refused_with_the_lines_to_add(tmp_path: Path, bounds: str) -> None:
+    folder_of(tmp_path, n_each=1)
+    (tmp_path / "kit.toml").write_text(
+        '[project]\nname = "tiere"\n[data]\npath = "bilder"\nlabel = "tier"\n[[data.inputs]]\n'
+        f'name = "image"\nshape = [3, 2, 4]\n{bounds}\n[model]\nfactory = "model:build"\n'
+    )
+    with pytest.raises(SettingsError, match="input 'image' reads pixels, which go from 0 to 255") as caught:
+        load(Project.open(tmp_path))
+    assert "add minimum = 0 and maximum = 255 to the input 'image'" in str(caught.value.hint)
+
+
+def test_a_pixel_out_of_bounds_names_its_image(tmp_path: Path) -> None:
+    folder_of(tmp_path, n_each=25)
+    (tmp_path / "kit.toml").write_text(
+        '[project]\nname = "tiere"\n[data]\npath = "bilder"\nlabel = "tier"\n[[data.inputs]]\n'
+        'name = "image"\nshape = [3, 2, 4]\nminimum = 0\nmaximum = 1\n[model]\nfactory = "model:build"\n'
+    )
+    with pytest.raises(InputError, match=r"_katze/000\.png: input 'image', row 0: 100\.0 is above"):
+        load(Project.open(tmp_path))

@@ -119,10 +119,10 @@ def test_a_column_of_lists_of_strings_keeps_its_rows() -> None:
         (one("float32"), ["[1"], r"column 'a', row 0: '\[1' is no JSON list"),
         (one("float32"), ["[" * 100_000], "row 0: .* is no JSON list"),
         (one("float32"), np.array(["a"]), "column 'a' holds values of type <U1; float32 is expected"),
-        (one("string"), ["a", 1], "input 'x', row 1: 1 is not a string"),
-        (one("string"), ["a", None], "input 'x', row 1: a value is missing"),
-        (one("float32"), [1e39], "input 'x', row 0: infinity is not allowed"),
-        (one("float32"), [None], r"input 'x', row 0: a value is missing \(NaN\)"),
+        (one("string"), ["a", 1], r"input 'x' \(column 'a'\), row 1: 1 is not a string"),
+        (one("string"), ["a", None], r"input 'x' \(column 'a'\), row 1: a value is missing"),
+        (one("float32"), [1e39], r"input 'x' \(column 'a'\), row 0: infinity is not allowed"),
+        (one("float32"), [None], r"input 'x' \(column 'a'\), row 0: a value is missing \(NaN\)"),
     ],
 )
 def test_a_value_that_does_not_fit_names_its_column_and_row(
@@ -197,7 +197,11 @@ def test_a_valid_tensor_is_not_copied() -> None:
         (one("float32", 2), np.ones((3, 3), "f4"), r"input 'x' has shape \[3, 3\]; \[-1, 2\] is expected"),
         (one("float32", 2), np.ones(2, "f4"), r"input 'x' has shape \[2\]; \[-1, 2\] is expected"),
         (one("float32"), np.float32(1), r"input 'x' has shape \[\]; \[-1\] is expected"),
-        (one("float32"), np.array([0, np.nan], "f4"), r"input 'x', row 1: a value is missing \(NaN\)"),
+        (
+            one("float32"),
+            np.array([0, np.nan], "f4"),
+            r"input 'x' \(column 'a'\), row 1: a value is missing \(NaN\)",
+        ),
         (one("float32", nullable=True), np.array([0, -np.inf], "f4"), "row 1: infinity is not allowed"),
         (one("float32", maximum=1), np.array([1, 1.5], "f4"), "row 1: 1.5 is above the maximum 1"),
         (one("float64", 2, minimum=0), np.array([[0, 1], [2, -1.0]]), "row 1: -1.0 is below the minimum 0"),
@@ -310,3 +314,10 @@ JSON = st.recursive(
 def test_any_json_is_a_signature_or_refused(value: dict[str, Any]) -> None:
     with contextlib.suppress(KitError):
         assert isinstance(Signature.from_json(value), Signature)
+
+
+def test_a_value_out_of_bounds_names_its_own_column_and_what_to_do() -> None:
+    spec = TensorSpec("x", "float32", (-1, 3), ("a", "b", "c"), minimum=0)
+    error = refusal(Signature("", (spec,), ()), {"x": np.array([[1, 1, 1], [1, -2, 1]], "f4")})
+    assert error.message == "input 'x' (column 'b'), row 1: -2.0 is below the minimum 0"
+    assert error.hint == "correct the value, or change the bound of input 'x' and train again"

@@ -25,6 +25,7 @@ WIDE = {
     },
     "train": {"learning_rate": {"log": [1e-4, 1e-1]}},
 }
+TRAIN = {"batch_size": {"choice": [8, 16, 32]}}
 
 
 def test_a_space_that_varies_nothing_is_refused() -> None:
@@ -113,6 +114,23 @@ def test_the_corners_hold_both_ends_of_every_range_and_every_choice() -> None:
     assert {each["width"] for each in corners} == {8, 64}
     assert {each["dropout"] for each in corners} == {0.0, 0.5}
     assert {each["kind"] for each in corners} == {"relu", "gelu"}
+
+
+def test_every_choice_is_built_once_before_a_study() -> None:
+    built: list[Any] = []
+    long = space(parameters={"kind": {"choice": list(range(40))}, "width": {"integer": [1, 9]}}, train=TRAIN)
+    long.check_build(built.append)
+    assert {each["kind"] for each in built} == set(range(40))
+    assert {(0, 1), (39, 9), (0, 9)} <= {(each["kind"], each["width"]) for each in built}
+    assert len(built) == 42
+    built.clear()
+    space(train=TRAIN).check_build(built.append)
+    assert built == [{}]
+
+
+def test_more_choices_than_can_be_built_are_refused() -> None:
+    with pytest.raises(SettingsError, match="'kind' alone has 70"):
+        space(parameters={"kind": {"choice": list(range(70))}}).check_build(lambda values: None)
 
 
 def test_a_population_whose_weights_differ_in_shape_is_refused() -> None:

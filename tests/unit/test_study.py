@@ -113,14 +113,18 @@ def test_the_best_trial_is_the_first_of_the_best_that_did_not_fail(tmp_path: Pat
     assert study.best.number == 1
 
 
-def test_only_the_best_trials_checkpoint_is_kept(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
-    for value in (0.4, 0.2, 0.3):
+def test_only_the_checkpoints_of_the_three_best_trials_are_kept(tmp_path: Path) -> None:
+    study = make_study(tmp_path, budget=5)
+    for value in (0.4, 0.2, 0.5, 0.3, 0.6):
         trial = handed(study)
         study.ledger.checkpoint_folder(trial.number, scratch=tmp_path)
         hear(study, trial, value)
         study.end(trial.number, "finished")
-    assert [each.name for each in (tmp_path / "s" / "checkpoints").iterdir()] == ["0002"]
+    kept = sorted(each.name for each in (tmp_path / "s" / "checkpoints").iterdir())
+    assert kept == ["0001", "0002", "0004"]
+    study.reject(2, reason="it cannot be exported")
+    assert [each.number for each in study.ranked] == [4, 1, 3, 5]
+    assert again(tmp_path, budget=5).trials[2].reason == "it cannot be exported"
 
 
 def test_a_trial_that_ends_before_its_first_epoch_has_failed(tmp_path: Path) -> None:

@@ -112,6 +112,12 @@ def test_values_a_window_cannot_hold_are_named(table: dict[str, Any], message: s
 @pytest.mark.parametrize("key", ["column", "group", "time"])
 def test_a_window_shows_no_label(key: str) -> None:
     with pytest.raises(SettingsError, match=f"the window 'w' has {key} = 'y', which is the label") as caught:
-        check_windows([window(**{key: "y"})], label="y")
+        check_windows([window(**{key: "y"})], label="y", columns=("w",))
     assert caught.value.hint
-    check_windows([window(group="g")], label="y")
+    check_windows([window(group="g")], label="y", columns=("w",))
+
+
+def test_a_window_that_no_input_reads_is_refused() -> None:
+    with pytest.raises(SettingsError, match="the window 'w' is read by no input") as caught:
+        check_windows([window()], label="y", columns=("v",))
+    assert "name = 'w', shape = [3]" in str(caught.value.hint)

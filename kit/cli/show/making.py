@@ -57,8 +57,9 @@ def train(result: TrainResult) -> None:
     """Show a candidate, its metrics and its gates."""
     parity = result.candidate.parity
     candidate(result.candidate)
+    epochs = f"epochs: {len(result.epochs)} (best: {result.best_epoch}); " if result.epochs else ""
     print(
-        f"epochs: {len(result.epochs)} (best: {result.best_epoch}); ONNX differs from Python by at most "
+        f"{epochs}ONNX differs from Python by at most "
         f"{parity.max_relative_difference:.1e} over {parity.n_rows:,} rows"
     )
     standing(result.candidate)
@@ -179,6 +180,8 @@ def _explanations(facts: dict[str, Any]) -> None:
             for each in facts["importance"][:_MOST]
         ),
     )
+    if len(facts["importance"]) > _MOST:
+        print(f"and {len(facts['importance']) - _MOST:,} more columns in the report")
 
 
 def _curves(facts: dict[str, Any]) -> None:
