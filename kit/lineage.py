@@ -79,7 +79,7 @@ def require_same_rows(project: Project, version: ModelVersion, split: Split, *, 
             f"trained on {trained_on['fingerprint'][:12]}, so which rows were held out is not known",
             hint=_hint("restore the data the model was trained on, or train again", otherwise),
         )
-    if held_out_digest(split.test) == trained_on["held_out"]:
+    if held_out_digest(split.test) == trained_on.get("held_out"):
         return
     now = {
         "n_test": len(split.test.rows),

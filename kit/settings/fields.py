@@ -31,24 +31,7 @@ Metric = Literal[
     "rmse",
 ]
 #: What a candidate is held against the champion by: its metrics and its costs.
-Compared = Literal[
-    "latency",
-    "size",
-    "accuracy",
-    "auc",
-    "average_precision",
-    "calibration_error",
-    "f1_macro",
-    "f1_weighted",
-    "log_loss",
-    "precision_macro",
-    "recall_macro",
-    "mae",
-    "mape",
-    "mse",
-    "r2",
-    "rmse",
-]
+Compared = Literal[Metric, "latency", "size"]
 EngineName = Literal["onnxruntime", "openvino"]  # those that read model.onnx
 TargetName = Literal["litert-int8", "openvino-int8"]
 

@@ -26,6 +26,7 @@ from kit.data import load
 from kit.engines import open_engine
 from kit.errors import GateError, InputError, MissingDependencyError, VerificationError
 from kit.golden import read_tensors
+from kit.lineage import held_out_digest
 from kit.model_version import Parts, write_model_version
 from kit.project import Project
 from kit.runner import Runner
@@ -191,6 +192,7 @@ def _registered(folder, toml, table, network, *, preprocessing, epochs, with_pro
                     "n_train": len(split.train.rows),
                     "n_validation": len(split.validation.rows),
                     "n_test": len(split.test.rows),
+                    "held_out": held_out_digest(split.test),
                 }
             },
         },
@@ -350,7 +352,7 @@ def test_another_split_than_the_model_was_trained_on_is_refused(
     text = (project.folder / "kit.toml").read_text()
     (tmp_path / "kit.toml").write_text(text.replace("[data]", f'state = "{project.state}"\n[data]\nseed = 1'))
     (tmp_path / "data.parquet").write_bytes((project.folder / "data.parquet").read_bytes())
-    with pytest.raises(InputError, match=r"seed = 1, but model .* was trained with 0"):
+    with pytest.raises(InputError, match=r"hold out other rows than model .* \(seed = 1, not 0\)"):
         export(Project.open(tmp_path), ExportSettings(model=project.name))
 
 
