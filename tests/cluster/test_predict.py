@@ -103,7 +103,7 @@ def test_a_table_without_its_windows_is_sent_to_prepare(lab: Any, trained: Any, 
     older = replace(version, manifest={"lineage": {"prepare": {"windows": [{"name": "c"}]}}})
     with pytest.raises(InputError, match=r"new\.parquet has no column 'c': it is a window") as caught:
         _check_windows(chosen, older, lab.table(5).drop_columns(["c"]))
-    assert caught.value.hint == "kit prepare --input new.parquet --output ready, then predict ready"
+    assert caught.value.hint == f"kit prepare --input {chosen.input} --output ready, then predict ready"
     _check_windows(chosen, older, lab.table(5))
 
 
