@@ -57,7 +57,7 @@ def listening(hear: Callable[[dict[str, Any]], object] | None = None) -> Iterato
     thread.start()
     try:
         yield listener
-    except Exception as error:
+    except Exception as error:  # whatever the training raised, what was heard may have come first
         _end(listener, thread)
         if errors:  # it came first
             raise errors[0] from error
