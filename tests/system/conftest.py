@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kit.project import Project
+
+TOML = """
+[project]
+name = "digits"
+task = "classification"
+
+[data]
+path = "data.parquet"
+label = "digit"
+
+[[data.inputs]]
+name = "image"
+
+[model]
+factory = "model:build"
+"""
 DIGEST = "ab" * 32
 
 NUMBERS: dict[str, Any] = {
@@ -237,3 +255,13 @@ def making_records() -> dict[str, dict[str, Any]]:
     """Records of prepare, tune, evaluate and compress, by kind; one's own copy."""
     records = {"prepare": PREPARE, "tune": TUNE, "evaluate": EVALUATE, "compress": COMPRESS}
     return copy.deepcopy(records)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project that has run nothing, to be reported about; a file with other needs has its own."""
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    (folder / "kit.toml").write_text(TOML)
+    monkeypatch.chdir(tmp_path)
+    return Project.open(folder)

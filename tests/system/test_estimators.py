@@ -252,7 +252,11 @@ def test_neighbours_are_exact_where_the_inputs_are_bounded(tmp_path: Path) -> No
     project = project_of(
         tmp_path, "sklearn.neighbors:KNeighborsClassifier", bounds=", minimum = -10, maximum = 10"
     )
-    proven(project, prepared_of(project, *clouds(240, n_classes=3)))
+    prepared = prepared_of(project, *clouds(240, n_classes=3))
+    estimator, model = proven(project, prepared)
+    found = run_onnx(model)({"x": prepared.train})["probabilities"]
+    np.testing.assert_allclose(found, estimator.predict_proba(prepared.train), atol=1e-6)
+    assert len(np.unique(found)) > 2  # neighbours disagree somewhere, or equality would say little
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
@@ -345,7 +349,9 @@ def test_an_image_is_read_as_one_flat_row(tmp_path: Path) -> None:
     image = '[{ name = "x", columns = ["pixels"], shape = [1, 2, 2] }]'
     (folder / "kit.toml").write_text(text.replace('[{ name = "x", columns = ["a", "b", "c", "d"] }]', image))
     project = Project.open(folder)
-    proven(project, prepared_of(project, rows.reshape(-1, 1, 2, 2), labels))
+    flat, model = proven(project, prepared_of(project, rows.reshape(-1, 1, 2, 2), labels))
+    answers = run_onnx(model)({"x": rows.reshape(-1, 1, 2, 2)})
+    assert answers["label"].tolist() == flat.predict(rows).tolist()
 
 
 def test_a_class_without_a_training_row_is_refused(tmp_path: Path) -> None:
@@ -396,7 +402,10 @@ def test_a_value_the_library_refuses_is_refused_before_any_work(
 def test_values_that_fit_other_rows_than_a_trials_are_not_refused(
     tmp_path: Path, estimator: str, parameters: str, task: str
 ) -> None:
-    check_estimator(project_of(tmp_path, estimator, parameters, task=task))
+    project = project_of(tmp_path, estimator, parameters, task=task)
+    check_estimator(project)
+    with pytest.raises(ProjectError, match="n_estimators"):  # and what can never work still is
+        check_estimator(project, parameters={"n_estimators": -1})
 
 
 @pytest.mark.parametrize(

@@ -18,21 +18,6 @@ from kit.report import report
 from kit.report.plots import shipping
 from kit.settings import ReportSettings
 
-TOML = """
-[project]
-name = "digits"
-task = "classification"
-
-[data]
-path = "data.parquet"
-label = "digit"
-
-[[data.inputs]]
-name = "image"
-
-[model]
-factory = "model:build"
-"""
 DIGEST = "ab" * 32
 
 TRAIN: dict[str, Any] = {
@@ -156,15 +141,6 @@ RECORDS = {
     "flash": FLASH,
     "demo": DEMO,
 }
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    folder = tmp_path / "digits"
-    folder.mkdir()
-    (folder / "kit.toml").write_text(TOML)
-    monkeypatch.chdir(tmp_path)
-    return Project.open(folder)
 
 
 def page(project: Project) -> str:

@@ -27,21 +27,6 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # the browser's own calls home end here
 )
 DIGEST = "ab" * 32
-TOML = """
-[project]
-name = "digits"
-task = "classification"
-
-[data]
-path = "data.parquet"
-label = "digit"
-
-[[data.inputs]]
-name = "image"
-
-[model]
-factory = "model:build"
-"""
 RECORDS: dict[str, dict[str, Any]] = {
     "train": {
         "model": "digits",
@@ -114,12 +99,8 @@ RECORDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def page(tmp_path: Path, making_records: dict[str, Any]) -> Path:
+def page(tmp_path: Path, project: Project, making_records: dict[str, Any]) -> Path:
     """A report with a drawing of every kind, and names too long for a column."""
-    folder = tmp_path / "digits"
-    folder.mkdir()
-    (folder / "kit.toml").write_text(TOML)
-    project = Project.open(folder)
     making_records["prepare"]["columns"][1]["name"] = "width" * 50
     making_records["tune"]["trials"][3]["reason"] = "m" * 300
     for trial in making_records["tune"]["trials"]:

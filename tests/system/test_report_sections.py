@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,30 +17,7 @@ from kit.report.records.making import Gate
 from kit.report.sections.evaluation import interval_of, loss_of
 from kit.settings import ReportSettings
 
-TOML = """
-[project]
-name = "digits"
-
-[data]
-path = "data.parquet"
-label = "digit"
-
-[[data.inputs]]
-name = "image"
-
-[model]
-factory = "model:build"
-"""
 Records = dict[str, dict[str, Any]]
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    folder = tmp_path / "digits"
-    folder.mkdir()
-    (folder / "kit.toml").write_text(TOML)
-    monkeypatch.chdir(tmp_path)
-    return Project.open(folder)
 
 
 def page(project: Project) -> str:
