@@ -92,6 +92,7 @@ def test_a_node_that_is_taken_away_with_a_notice_costs_at_most_what_came_after_i
     first = nodes()
 
     def announce() -> None:
+        lab.await_event(lambda: lab.processes("ray::PreemptionWatcher"))  # it starts beside the workers
         reason = reasons.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
         deadline_ms = int((time.time() + NOTICE_S) * 1000)
         client = clients.GcsClient(address=cluster.address)
@@ -102,7 +103,9 @@ def test_a_node_that_is_taken_away_with_a_notice_costs_at_most_what_came_after_i
     at("epoch 3:", announce)
     with caplog.at_level(logging.INFO, logger="kit"):
         # No checkpoint but for the notice: none is due before an hour has passed.
-        result = train(project, settings(project, cluster, checkpoint_interval_s=3600.0, epochs=60))
+        result = train(
+            project, settings(project, cluster, checkpoint_interval_s=3600.0, epochs=60, patience_epochs=60)
+        )
     assert workers() == 2  # one on each node
     assert epochs_shown(caplog).count(1) == 1  # the second one did not start anew
     assert [each.epoch for each in result.epochs] == list(range(1, len(result.epochs) + 1))
