@@ -21,7 +21,8 @@ import numpy as np
 import kit
 from jobs.exporting.estimator_graph import check_estimator_parity
 from jobs.exporting.parity import ParityReport, adversarial_rows, check_parity, run_onnx
-from jobs.fitting.estimators import check_estimator, is_estimator, library_versions, used_settings
+from jobs.fitting.estimator_class import check_estimator, is_estimator, library_versions
+from jobs.fitting.estimators import used_settings
 from jobs.fitting.loop import Fitted
 from jobs.judge import Contender, find_champion, judge
 from jobs.preparation.prepared import Prepared

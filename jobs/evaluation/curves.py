@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from jobs.evaluation.refit import Refit
-from jobs.fitting.estimators import check_estimator, check_settings
+from jobs.fitting.estimator_class import check_estimator
+from jobs.fitting.estimators import check_settings
 from jobs.tuning.space import FIXED
 from kit.errors import ProjectError, SettingsError, nearest
 from kit.metrics import UndefinedMetricError, score

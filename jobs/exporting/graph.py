@@ -26,7 +26,7 @@ from jobs.exporting.form import (
 )
 from jobs.exporting.network_graph import answering, evaluating, network_graph, trace
 from jobs.exporting.preparation_graph import preprocessing_graph, raise_opset
-from jobs.fitting.estimators import is_estimator
+from jobs.fitting.estimator_class import is_estimator
 from jobs.preparation.frame import check_transformer, to_features
 from kit.errors import ProjectError
 from kit.signature import Signature, Tensors

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jobs.candidate import run_identity
-from jobs.fitting.estimators import check_estimator, check_settings
+from jobs.fitting.estimator_class import check_estimator
+from jobs.fitting.estimators import check_settings
 from jobs.fitting.network import build_network, check_network
 from jobs.preparation.prepared import Prepared, prepare_rows
 from jobs.train import OUTSIDE as OUTSIDE_TRAIN

@@ -19,7 +19,8 @@ from jobs.exporting.converters import register_converters
 from jobs.exporting.estimator_graph import check_estimator_parity
 from jobs.exporting.graph import export_onnx, export_program, python_reference
 from jobs.exporting.parity import adversarial_rows, run_onnx
-from jobs.fitting.estimators import check_estimator, check_settings, fit_estimator
+from jobs.fitting.estimator_class import check_estimator
+from jobs.fitting.estimators import check_settings, fit_estimator
 from jobs.fitting.thresholds import settle_thresholds
 from jobs.predict import predict
 from jobs.preparation.prepared import Prepared
