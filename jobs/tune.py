@@ -116,7 +116,7 @@ def _open_study(plan: Plan, ledger: Ledger) -> tuple[dict[str, Any], Study]:
     study = Study(ledger=ledger, budget=plan.settings.trials, mode=plan.mode, propose=lambda number: None)
     there, trials = ledger.read()
     if there is not None and plan.settings.resume and there.get("status") == "running":
-        study.resume(trials.values())
+        study.resume(trials.values(), names=[each.name for each in plan.space.dimensions])
         ended = sum(each.status != "running" for each in study.trials.values())
         _log.info(
             "continuing the study %s: %d trials have ended, %d go on",

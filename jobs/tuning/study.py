@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -54,14 +54,19 @@ class Trial:
     deaths: int = 0
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Trial:
+    def of(cls, record: Mapping[str, Any], *, names: Sequence[str]) -> Trial:
         """Read what ``asdict`` wrote.
+
+        Args:
+            record: As it lies in the ledger, whose files sort their keys.
+            names: Of the parameters, in the order of the space.
 
         Raises:
             InputError: The record has other keys.
         """
         try:
-            return cls(**{**record, "epochs": tuple(record["epochs"])})
+            parameters = {name: record["parameters"][name] for name in names}
+            return cls(**{**record, "parameters": parameters, "epochs": tuple(record["epochs"])})
         except (TypeError, KeyError) as error:
             raise InputError(
                 f"the record of a trial cannot be read: {error}", hint="start the study anew: --no-resume"
@@ -98,9 +103,10 @@ class Study:
     _held: set[int] = field(default_factory=set)  # ended, their checkpoints still there
     _exhausted: bool = False
 
-    def resume(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Take over what an earlier driver has written down."""
-        self.trials = {trial.number: trial for trial in map(Trial.of, records)}
+    def resume(self, records: Iterable[Mapping[str, Any]], *, names: Sequence[str]) -> None:
+        """Take over what an earlier driver has written down; see ``Trial.of``."""
+        read = (Trial.of(record, names=names) for record in records)
+        self.trials = {trial.number: trial for trial in read}
         self._waiting = [each.number for each in self.trials.values() if each.status == "running"]
         self._held = {each.number for each in self.trials.values() if each.status != "running"}
 

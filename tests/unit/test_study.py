@@ -19,7 +19,10 @@ from jobs.tuning.study import MAX_DEATHS, Study, Trial
 from kit.errors import InputError
 from kit.settings import SpaceSettings, TrainSettings, TuneSettings
 
-SPACE = {"train": {"learning_rate": {"log": [1e-4, 1e-1]}}}
+SPACE = {
+    "parameters": {"width": {"choice": [8, 16]}},
+    "train": {"learning_rate": {"log": [1e-4, 1e-1]}},
+}
 
 
 def make_space(values: dict[str, Any] = SPACE) -> Space:
@@ -42,7 +45,8 @@ def again(folder: Path, **more: Any) -> Study:
     """What the next driver sees after the last one was killed."""
     study = make_study(folder, **more)
     study.ledger.write_study({"status": "running"})
-    study.resume(study.ledger.read()[1].values())
+    names = [each.name for each in make_space().dimensions]
+    study.resume(study.ledger.read()[1].values(), names=names)
     return study
 
 
@@ -78,6 +82,7 @@ def test_the_next_driver_hands_out_what_was_started_first_and_with_the_same_valu
     assert handed(resumed).number == 3
     assert resumed.next_trial() is None
     assert resumed.trials[1] == study.trials[1]
+    assert list(resumed.trials[1].parameters) == ["width", "learning_rate"]  # as the space has them
 
 
 def test_a_trial_whose_process_was_killed_is_handed_out_again_a_few_times(tmp_path: Path) -> None:
