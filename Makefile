@@ -2,6 +2,8 @@
 # They need Python 3.11, make and a package registry.
 
 PYTHON ?= python3.11
+# Bytecode is made when a module is first imported: making all of it here costs longer than the download.
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 BIN := .venv/bin
 DEMO := $(BIN)/python -m kit.cli.demo --device-python $(CURDIR)/.venv-device/bin/python
 SOURCES := kit jobs serve edge tests benchmarks
@@ -17,24 +19,24 @@ setup: .venv/ready .venv-device/ready  ## install everything into .venv, and a d
 .venv/ready: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (about 3 GB, some minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@$(BIN)/python $(PIP) torch==2.13.0
+	@$(BIN)/python $(PIP) -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
 .venv-device/ready: pyproject.toml constraints.txt
 	@test -x .venv-device/bin/python || $(PYTHON) -m venv .venv-device
 	@echo "installing into .venv-device (no Ray, no torch)"
-	@.venv-device/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[litert,openvino]'
+	@.venv-device/bin/python $(PIP) -c constraints.txt -e '.[litert,openvino]'
 	@touch $@
 
 .venv-oms/ready:  # the official verifier of model signatures, which shares no environment with us
 	@$(PYTHON) -m venv .venv-oms
-	@.venv-oms/bin/python -m pip install --quiet --disable-pip-version-check model-signing==1.1.1 pyopenssl==26.4.0
+	@.venv-oms/bin/python $(PIP) model-signing==1.1.1 pyopenssl==26.4.0
 	@touch $@
 
 .venv-tflite/ready: pyproject.toml  # an old device: tflite-runtime 2.14 and numpy 1
 	@$(PYTHON) -m venv .venv-tflite
-	@.venv-tflite/bin/python -m pip install --quiet --disable-pip-version-check -e '.[tflite-runtime]'
+	@.venv-tflite/bin/python $(PIP) -e '.[tflite-runtime]'
 	@touch $@
 
 demo: setup  ## train on real data, then answer in a batch, over HTTP and on a device
@@ -54,6 +56,8 @@ test: setup .venv-oms/ready .venv-tflite/ready  ## all tests
 
 bench: setup  ## the figures the documents show: ours beside a bare loop, interleaved
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/tune.py
 	folder=$$(mktemp -d) && $(DEMO) --folder $$folder >/dev/null && $(BIN)/python benchmarks/serve.py $$folder/digits digits
 
 clean:  ## remove the environments and caches
