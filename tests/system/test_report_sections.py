@@ -254,11 +254,25 @@ def test_strange_figures_of_a_study_are_drawn_all_the_same() -> None:
         study.Line({"a": 1, "b": "x" * 99, "c": -1e308}, 0.0, best=True),
         study.Line({}, 0.0, best=False),
     ]
+    names = ("a", "b", "c", "d")
     drawing = study.parallel_coordinates(
-        strange, names=("a", "b", "c", "d"), metric="f1", lower_is_better=False, name="p"
+        strange, names=names, logarithmic=names, metric="f1", lower_is_better=False, name="p"
     )
     assert "nan" not in drawing.lower()
     assert study.trial_curves([study.Curve([1], [0.0], "running", best=False)], name="c")
+
+
+def test_what_was_drawn_from_a_logarithmic_scale_is_shown_on_one() -> None:
+    lines = [study.Line({"rate": 0.001 * 1.5**power}, float(power), best=power == 0) for power in range(6)]
+
+    def shown(*logarithmic: str) -> str:
+        return study.parallel_coordinates(
+            lines, names=("rate",), logarithmic=logarithmic, metric="m", lower_is_better=True, name="n"
+        )
+
+    middle = f"{0.001 * 1.5**2.5:.3g}"  # of six values that grow by a half each
+    assert middle in shown("rate")
+    assert middle not in shown()
 
 
 def test_the_new_plots_are_the_same_every_time_and_take_the_pages_colours() -> None:
@@ -272,7 +286,9 @@ def test_the_new_plots_are_the_same_every_time_and_take_the_pages_colours() -> N
         lambda: evaluation.curve(
             [(1, 0.5, float("nan")), (100, 1.0, 0.5)], x_label="x", y_label="y", title="t", name="n"
         ),
-        lambda: study.parallel_coordinates(lines, names=("a",), metric="m", lower_is_better=True, name="n"),
+        lambda: study.parallel_coordinates(
+            lines, names=("a",), logarithmic=(), metric="m", lower_is_better=True, name="n"
+        ),
     )
     for draw in draws:
         assert draw() == draw()

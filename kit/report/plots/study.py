@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,18 +52,28 @@ class Curve:
 
 
 def parallel_coordinates(
-    lines: Sequence[Line], *, names: Sequence[str], metric: str, lower_is_better: bool, name: str
+    lines: Sequence[Line],
+    *,
+    names: Sequence[str],
+    logarithmic: Collection[str],
+    metric: str,
+    lower_is_better: bool,
+    name: str,
 ) -> str:
     """Draw each trial as a line through its parameters to what it reached.
 
     Args:
         lines: The trials; at most ``MAX_TRIALS``.
         names: The parameters, from left to right; at most ``MAX_AXES``.
+        logarithmic: Those of them that were drawn from a logarithmic scale.
         metric: What the rightmost axis shows.
         lower_is_better: Whether a small value is a good one.
         name: Prefix of the ids in the drawing, unique in the page.
     """
-    axes_shown = [_axis(each, [line.parameters.get(each) for line in lines]) for each in names]
+    axes_shown = [
+        _axis(each, [line.parameters.get(each) for line in lines], logarithmic=each in logarithmic)
+        for each in names
+    ]
     axes_shown.append(_axis(metric, [line.value for line in lines]))
     order = sorted(lines, key=lambda line: line.value, reverse=not lower_is_better)
     rank = {id(line): place / max(len(order) - 1, 1) for place, line in enumerate(order)}
@@ -175,10 +185,10 @@ def _key(value: Any) -> Any:
     return (isinstance(value, bool), value)
 
 
-def _axis(title: str, values: Sequence[Any]) -> _Axis:
+def _axis(title: str, values: Sequence[Any], *, logarithmic: bool = False) -> _Axis:
     known = [value for value in values if value is not None]
     if known and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in known):
-        return _numeric_axis(title, sorted(set(known)))
+        return _numeric_axis(title, sorted(set(known)), logarithmic=logarithmic)
     names = sorted({_key(value) for value in known}, key=lambda key: (str(type(key[1])), str(key[1])))
     places = {key: (index + 0.5) / len(names) for index, key in enumerate(names)}
     stride = math.ceil(len(names) / _MAX_TICKS) if names else 1
@@ -186,9 +196,9 @@ def _axis(title: str, values: Sequence[Any]) -> _Axis:
     return _Axis(title, places, ticks)
 
 
-def _numeric_axis(title: str, known: Sequence[float]) -> _Axis:
+def _numeric_axis(title: str, known: Sequence[float], *, logarithmic: bool) -> _Axis:
     low, high = known[0], known[-1]
-    logarithmic = low > 0 and high / low >= LOG_RATIO
+    logarithmic = low > 0 and (logarithmic or high / low >= LOG_RATIO)
 
     def height(value: float) -> float:
         if low == high:

@@ -72,6 +72,12 @@ class Trial(Facts):
     seconds: float | None = None
 
 
+class Dimension(Facts):
+    """What a study may vary."""
+
+    kind: str
+
+
 class TuneRecord(Record):
     """A study; see ``jobs.tune``."""
 
@@ -84,6 +90,7 @@ class TuneRecord(Record):
     trials: tuple[Trial, ...]
     best: int | None = None
     importance: dict[str, float] = Field(default_factory=dict)
+    space: dict[str, Dimension] = Field(default_factory=dict)
     seconds: float | None = None
     version: int | None = None
 

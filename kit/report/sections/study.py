@@ -12,6 +12,7 @@ from kit.report.records.making import Trial, TuneRecord
 _MAX_ROWS = 40
 _MAX_FAILED = 15
 _MAX_COLUMNS = 6
+_LOGARITHMIC = ("log", "power_of_two")
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def _parallel(run: TuneRecord, order: list[Trial], names: tuple[str, ...]) -> tu
     drawn = plots.parallel_coordinates(
         lines[: plots.MAX_TRIALS],
         names=names,
+        logarithmic={each for each in names if each in run.space and run.space[each].kind in _LOGARITHMIC},
         metric=run.metric,
         lower_is_better=run.mode == "min",
         name="study-parallel",
