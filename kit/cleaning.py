@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kit.errors import InputError, SettingsError, nearest
-from kit.row_codes import as_array, same_rows
+from kit.row_codes import as_array, same_rows, without_empty
 from kit.settings.prepare import DuplicatesSettings, RuleSettings
 from kit.times import read_times
 
@@ -148,8 +148,8 @@ def apply_rule(cleaned: Cleaned, rule: RuleSettings, *, inputs: Collection[str])
 def drop_duplicates(cleaned: Cleaned, settings: DuplicatesSettings, *, time: str | None) -> Cleaned:
     """Keep one of the rows that are equal in some columns.
 
-    Missing values are equal to each other. Of rows that are equally complete the first is kept, of rows
-    equally late the last.
+    Missing values are equal to each other, and an empty string is a missing one. Of rows that are equally
+    complete the first is kept, of rows equally late the last.
 
     Args:
         cleaned: What the steps before left.
@@ -248,6 +248,6 @@ def _texts(column: Any, name: str) -> tuple[list[str], np.ndarray]:
 def _n_missing(table: pa.Table) -> np.ndarray:
     counts = np.zeros(table.num_rows, dtype=np.int64)
     for column in table.columns:
-        missing = column.is_null(nan_is_null=True)
-        counts += missing.to_numpy().astype(np.int64)
+        missing = without_empty(column).is_null(nan_is_null=True)
+        counts += missing.to_numpy(zero_copy_only=False).astype(np.int64)
     return counts

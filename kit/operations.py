@@ -147,10 +147,11 @@ def _one_hot(step: Step, values: np.ndarray) -> np.ndarray:
 
 def _ordinal(step: Step, values: np.ndarray) -> np.ndarray:
     unknown = math.nan if step["unknown"] is None else step["unknown"]
-    codes = np.full(values.shape, unknown, dtype=np.float32)
+    codes = np.empty(values.shape, dtype=np.float32)
     for index, categories in enumerate(step["categories"]):
-        for code, category in enumerate(categories):
-            codes[values[:, index] == category, index] = code
+        known = np.array(categories, dtype=values.dtype).tolist()  # numbers as float32, like the values
+        places = {category: code for code, category in enumerate(known)}
+        codes[:, index] = [places.get(value, unknown) for value in values[:, index].tolist()]
     return codes
 
 

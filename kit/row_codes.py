@@ -1,7 +1,8 @@
 """Equal values as equal whole numbers, so that rows can be compared, grouped and counted.
 
-A missing value equals a missing value (null and NaN alike), and 0.0 equals -0.0. What equal rows mean
-is for ``kit.cleaning`` and ``kit.leakage`` to say.
+A missing value equals a missing value (null and NaN alike), and 0.0 equals -0.0, inside lists too. In rows
+that are compared a string that is empty is a missing one, as it is to a model. What equal rows mean is for
+``kit.cleaning`` and ``kit.leakage`` to say.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def same_rows(table: pa.Table, columns: Sequence[str]) -> np.ndarray:
     combined = np.zeros(table.num_rows, dtype=np.int64)
     n_different = 1
     for name in columns:
-        codes = value_codes(table.column(name)) + 1
+        codes = value_codes(without_empty(table.column(name))) + 1
         n_values = int(codes.max(initial=0)) + 1
         combined = combined * n_values + codes  # fits: at most n_rows times n_rows + 1
         n_different *= n_values
@@ -64,6 +65,17 @@ def same_rows(table: pa.Table, columns: Sequence[str]) -> np.ndarray:
             if n_different == table.num_rows:
                 return combined  # no two rows are equal, whatever the other columns hold
     return _dense(combined)[0]
+
+
+def without_empty(column: Any) -> Any:
+    """Give a pyarrow column as one array, an empty string as null."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    array = as_array(column)
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        return pc.if_else(pc.equal(array, pa.scalar("", array.type)), None, array)
+    return array
 
 
 def as_array(column: Any) -> Any:
@@ -100,12 +112,15 @@ def _digests(array: Any) -> Any:
     if lists and len(array) and not array.null_count and not pa.types.is_nested(kind.value_type):
         values = array.flatten()
         lengths = pc.list_value_length(array)
-        numeric = pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type)
-        if numeric and not values.null_count and pc.min(lengths).as_py() == pc.max(lengths).as_py():
-            matrix = values.to_numpy(zero_copy_only=False).reshape(len(array), -1)
+        floating = pa.types.is_floating(kind.value_type)
+        numeric = floating or (pa.types.is_integer(kind.value_type) and not values.null_count)
+        if numeric and pc.min(lengths).as_py() == pc.max(lengths).as_py():
+            matrix = values.to_numpy(zero_copy_only=False).reshape(len(array), -1)  # null becomes NaN
+            if floating:
+                matrix = np.where(np.isnan(matrix), np.nan, matrix + 0)  # one NaN, one zero
             rows = (np.ascontiguousarray(row).tobytes() for row in matrix)
             return pa.array([hashlib.blake2b(row, digest_size=16).digest() for row in rows], pa.binary())
-    texts = (None if value is None else repr(value) for value in array.to_pylist())
+    texts = (None if value is None else repr(_plain(value)) for value in array.to_pylist())
     digests = [
         None
         if text is None
@@ -113,3 +128,14 @@ def _digests(array: Any) -> Any:
         for text in texts
     ]
     return pa.array(digests, pa.binary())
+
+
+def _plain(value: Any) -> Any:
+    """Give a nested value in which equal values look alike: missing ones are None, zeros are 0.0."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, float):
+        return None if value != value else value + 0.0
+    return None if value == "" else value

@@ -298,12 +298,12 @@ def _checked_strings(spec: TensorSpec, array: np.ndarray) -> np.ndarray:
     if array.dtype != object:
         raise InputError(f"input {spec.name!r} has dtype {array.dtype}; string is expected")
     for index, value in enumerate(array.reshape(-1)):
-        row = index // spec.row_size
+        if isinstance(value, str) and (value or spec.nullable):
+            continue
+        row, place = divmod(index, spec.row_size)
         if not isinstance(value, str):
-            raise InputError(f"{_place(spec, index % spec.row_size)}, row {row}: {value!r} is not a string")
-        if not value and not spec.nullable:
-            place = _place(spec, index % spec.row_size)
-            raise InputError(f"{place}, row {row}: a value is missing", hint=_null_hint(spec))
+            raise InputError(f"{_place(spec, place)}, row {row}: {value!r} is not a string")
+        raise InputError(f"{_place(spec, place)}, row {row}: a value is missing", hint=_null_hint(spec))
     return np.ascontiguousarray(array)
 
 

@@ -110,6 +110,7 @@ class Steps:
 
 def _columns(block: Block, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
     parts = []
+    dtype = np.float32 if block.kind == "number" else object
     for name, position in block.columns:
         if name not in tensors:
             raise InputError(f"input {name!r} is missing", hint=nearest(name, tensors))
@@ -117,9 +118,9 @@ def _columns(block: Block, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
         flat = array.reshape(len(array), int(np.prod(array.shape[1:])))
         if position >= flat.shape[1]:
             raise InputError(f"input {name!r} has {flat.shape[1]} values per row; value {position} is read")
-        parts.append(flat[:, position])
-    stacked = np.stack(parts, axis=1)
-    return stacked.astype(np.float32 if block.kind == "number" else object)
+        # each by itself: int64 beside float32 would become float64 first, and be rounded twice
+        parts.append(flat[:, position].astype(dtype))
+    return np.stack(parts, axis=1)
 
 
 def block_width(block: Block) -> int:

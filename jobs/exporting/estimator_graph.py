@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.exporting.form import OPSET, OPSET_ML
-from jobs.exporting.parity import Answer, ParityReport, check_parity
+from jobs.exporting.parity import Answer, ParityReport, Units, check_parity
 from jobs.fitting.estimators import predict_rows
 from kit.errors import GateError, ProjectError
 from kit.signature import Signature, Tensors
@@ -119,11 +120,18 @@ def estimator_graph(
 
 
 def check_estimator_parity(
-    estimator: Any, reference: Answer, candidate: Answer, *, rows: Mapping[str, np.ndarray], tolerance: float
+    estimator: Any,
+    reference: Answer,
+    candidate: Answer,
+    *,
+    rows: Mapping[str, np.ndarray],
+    adversarial: Mapping[str, np.ndarray] | None = None,
+    tolerance: float,
 ) -> ParityReport:
     """Compare as ``check_parity`` does, logits as the probabilities they are the logarithms of.
 
-    Near 0 and 1 a float32 probability has no digits left whose logarithm could be compared.
+    Near 0 and 1 a float32 probability has no digits left whose logarithm could be compared. The trees of an
+    ensemble are added in float32 in another order: XGBoost's hundred differ by 9 ulps at 1e6.
 
     Raises:
         GateError: They differ; the message names the estimator.
@@ -137,13 +145,27 @@ def check_estimator_parity(
         return answers
 
     try:
-        return check_parity(comparable(reference), comparable(candidate), rows=rows, tolerance=tolerance)
+        return check_parity(
+            comparable(reference),
+            comparable(candidate),
+            rows=rows,
+            adversarial=adversarial,
+            tolerance=tolerance,
+            units=Units(("probabilities", "logits"), ulps=_ulps(estimator)),
+        )
     except GateError as error:
         raise GateError(
             f"{type(estimator).__name__} as ONNX does not answer like itself: {error.message}",
             hint="name another estimator, or bound the inputs with minimum and maximum in kit.toml where "
             "such values cannot occur",
         ) from error
+
+
+def _ulps(estimator: Any) -> int:
+    """Allow what two orders of a float32 sum over the trees differ by: about the root of their number."""
+    n_trees = getattr(estimator, "n_estimators", 0)
+    n_trees = 100 if n_trees is None else n_trees  # XGBoost leaves its own default unsaid
+    return max(Units().ulps, math.ceil(2 * math.sqrt(n_trees)))
 
 
 def _converted(estimator: Any, *, n_features: int) -> onnx.ModelProto:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +30,6 @@ from jobs.fitting.estimator_class import is_estimator
 from jobs.preparation.frame import check_transformer, to_features
 from kit.errors import ProjectError
 from kit.signature import Signature, Tensors
-
-if TYPE_CHECKING:
-    pass
 
 
 def python_reference(

@@ -7,7 +7,7 @@ caller says what the reference and what the candidate is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +51,20 @@ _MAX_PLACES = 32
 
 
 @dataclass(frozen=True)
+class Units:
+    """Say what differences are measured in besides the spread of the answers.
+
+    Attributes:
+        shares: Outputs between 0 and 1, whose unit is 1 whatever their spread.
+        ulps: How many float32 ulps an answer may differ by however small the spread: answers on a large
+            offset have few digits left for it, and one sum in two orders differs by some.
+    """
+
+    shares: Collection[str] = ("probabilities",)
+    ulps: int = 8
+
+
+@dataclass(frozen=True)
 class OutputParity:
     """Compare one output of reference and candidate.
 
@@ -58,9 +72,9 @@ class OutputParity:
         name: The output.
         shape: The candidate's shape, rows first.
         max_abs_difference: Over the values that are finite on both sides.
-        max_relative_difference: The same, divided by the larger of 1 and the reference row's
-            largest magnitude; this is what the tolerance bounds.
-        worst_row: Where that maximum stands, from 0.
+        max_relative_difference: The largest share of what is allowed in its row, times the tolerance:
+            about the difference in units of the answers' spread. This is what the tolerance bounds.
+        worst_row: Where that maximum stands, from 0; the adversarial rows follow the ordinary ones.
     """
 
     name: str
@@ -97,21 +111,35 @@ class ParityReport:
 
 
 def check_parity(
-    reference: Answer, candidate: Answer, *, rows: Mapping[str, np.ndarray], tolerance: float = 1e-4
+    reference: Answer,
+    candidate: Answer,
+    *,
+    rows: Mapping[str, np.ndarray],
+    adversarial: Mapping[str, np.ndarray] | None = None,
+    tolerance: float = 1e-4,
+    units: Units = Units(),
 ) -> ParityReport:
     """Run both on the same rows, and the candidate on the first row alone, and compare.
 
-    A value is close enough when it differs by at most ``tolerance`` times the larger of 1 and
-    the largest magnitude in the reference's row. Where a row of the reference is not finite
-    (it overflowed, or a missing value went through), that of the candidate must not be either;
-    rows with an input beyond 1e30 are free of that, and counted. Labels must agree unless the two
-    best logits are closer than the tolerance.
+    How far a value may be off is said in units of the spread: the standard deviation of the reference's
+    finite answers over the ordinary rows, all columns of an output together. It may differ
+
+    - in an ordinary row, by ``tolerance`` times the spread and ``ulps`` of the row's largest answer;
+    - in an adversarial row, by ``tolerance`` times the larger of the spread and the row's largest answer;
+    - by ``tolerance`` times the larger of 1 and the row's largest answer in an output of ``shares``, and
+      where there is no spread: one ordinary row, or one answer for all of them.
+
+    Where a row of the reference is not finite (it overflowed, or a missing value went through), that of
+    the candidate must not be either; rows with an input beyond 1e30 are free of that, and counted. Labels
+    must agree unless the two best logits are closer than what they may differ by.
 
     Args:
         reference: What is right.
         candidate: What is checked.
-        rows: Input tensors, one row at least.
+        rows: Ordinary input tensors, one row at least; their answers say what the spread is.
+        adversarial: Made-up input tensors; None for none.
         tolerance: Relative, above 0.
+        units: Which outputs are shares, and how many ulps are free.
 
     Returns:
         The differences, all within the tolerance.
@@ -119,17 +147,27 @@ def check_parity(
     Raises:
         GateError: Names of outputs, a shape, a dtype or a value differ; the message names the
             output, the row and both values.
-        InputError: There are no rows.
+        InputError: There are no ordinary rows.
     """
-    n_rows = len(next(iter(rows.values()), ()))
-    if n_rows == 0:
+    n_ordinary = len(next(iter(rows.values()), ()))
+    if n_ordinary == 0:
         raise InputError("parity needs at least one row")
+    if adversarial is not None:
+        rows = {name: np.concatenate([array, adversarial[name]]) for name, array in rows.items()}
+    n_rows = len(next(iter(rows.values())))
     expected = {name: np.asarray(value) for name, value in reference(rows).items()}
     found = {name: np.asarray(value) for name, value in candidate(rows).items()}
+    free = units.ulps / tolerance
+    scales = {
+        name: _scale(value, n_ordinary=n_ordinary, ulps=None if name in units.shares else free)
+        for name, value in expected.items()
+        if value.dtype.kind == "f"
+    }
+    bounds = _Bounds(tolerance, n_ordinary, scales)
     edge = _beyond(rows, n_rows)
-    report = _compare(expected, found, edge=edge, tolerance=tolerance)
+    report = _compare(expected, found, edge=edge, bounds=bounds)
     alone = {name: np.asarray(value) for name, value in candidate(_rows(rows, slice(0, 1))).items()}
-    _compare({name: value[:1] for name, value in expected.items()}, alone, edge=edge[:1], tolerance=tolerance)
+    _compare({name: value[:1] for name, value in expected.items()}, alone, edge=edge[:1], bounds=bounds)
     return report
 
 
@@ -155,21 +193,19 @@ def adversarial_rows(signature: Signature, *, sample: Mapping[str, np.ndarray]) 
     n_sample = len(next(iter(base.values())))
     if n_sample == 0:
         raise InputError("adversarial rows need a sample of at least one row")
-    rows: list[Tensors] = [_rows(base, slice(0, 1))]
-    for spec in signature.inputs:
-        for value in _strange(spec):
-            for place in (None, *_places(spec)):
-                row = {
-                    name: array.copy()
-                    for name, array in _rows(
-                        base, slice(len(rows) % n_sample, len(rows) % n_sample + 1)
-                    ).items()
-                }
-                flat = row[spec.name].reshape(1, -1)
-                flat[0, slice(None) if place is None else place] = value
-                rows.append(row)
-    stacked = {name: np.concatenate([row[name] for row in rows]) for name in base}
-    return signature.validate(stacked)
+    changes: list[tuple[str, object, int | None]] = [
+        (spec.name, value, place)
+        for spec in signature.inputs
+        for value in _strange(spec)
+        for place in (None, *_places(spec))
+    ]
+    # one copy of the sample's rows, changed in place: input by input it would be quadratic in the inputs
+    sources = np.arange(len(changes) + 1) % n_sample
+    rows = {name: array[sources] for name, array in base.items()}
+    flat = {name: array.reshape(len(sources), -1) for name, array in rows.items()}
+    for row, (name, value, place) in enumerate(changes, start=1):
+        flat[name][row, slice(None) if place is None else place] = value
+    return signature.validate(rows)
 
 
 def run_onnx(model: bytes) -> Answer:
@@ -267,8 +303,49 @@ def _finite(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.isfinite(values.reshape(len(values), -1)).all(axis=1))
 
 
+@dataclass(frozen=True)
+class _Bounds:
+    """What values may differ by: in a row of an output, the tolerance times its scale.
+
+    Attributes:
+        tolerance: Relative.
+        n_ordinary: How many of the rows are ordinary; they come first.
+        scales: Per float output, shape (n_rows,).
+    """
+
+    tolerance: float
+    n_ordinary: int
+    scales: Mapping[str, np.ndarray]
+
+    def place(self, row: int) -> str:
+        """Name a row."""
+        return f"row {row}" if row < self.n_ordinary else f"adversarial row {row - self.n_ordinary}"
+
+
+def _scale(values: np.ndarray, *, n_ordinary: int, ulps: float | None) -> np.ndarray:
+    """Give, per row of the reference, what the tolerance is multiplied with; see ``check_parity``.
+
+    Args:
+        values: The reference's, shape (n_rows, ...), ordinary rows first.
+        n_ordinary: How many are ordinary.
+        ulps: How many ulps count like the spread; None for shares.
+    """
+    wide = values.reshape(len(values), -1).astype(np.float64)
+    finite = _finite(wide)
+    largest = np.where(finite[:, None], np.abs(wide), 0.0).max(axis=1, initial=0.0)
+    ordinary = wide[:n_ordinary][finite[:n_ordinary]]
+    if ulps is None or len(ordinary) < 2 or ordinary.size == 0 or ordinary.min() == ordinary.max():
+        return np.asarray(np.maximum(1.0, largest))
+    spread = float(ordinary.std())
+    scale = np.asarray(np.maximum(spread, largest))
+    scale[:n_ordinary] = spread + ulps * np.spacing(largest[:n_ordinary].astype(np.float32)).astype(
+        np.float64
+    )
+    return scale
+
+
 def _compare(
-    expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], *, edge: np.ndarray, tolerance: float
+    expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], *, edge: np.ndarray, bounds: _Bounds
 ) -> ParityReport:
     if set(expected) != set(found):
         raise GateError(f"the model file answers {sorted(found)}, but its source answers {sorted(expected)}")
@@ -280,16 +357,14 @@ def _compare(
                 f"for {len(edge)} rows"
             )
     floats = [name for name, values in expected.items() if values.dtype.kind == "f"]
-    outputs = tuple(
-        _close(name, expected[name], found[name], edge=edge, tolerance=tolerance) for name in floats
-    )
+    outputs = tuple(_close(name, expected[name], found[name], edge=edge, bounds=bounds) for name in floats)
     lost = np.zeros(len(edge), dtype=bool)
     for name in floats:
         lost |= edge & ~(_finite(expected[name]) & _finite(found[name]))
-    agreement = _labels(expected, found, lost=lost, tolerance=tolerance) if "label" in expected else None
+    agreement = _labels(expected, found, lost=lost, bounds=bounds) if "label" in expected else None
     return ParityReport(
         n_rows=len(edge),
-        tolerance=tolerance,
+        tolerance=bounds.tolerance,
         outputs=outputs,
         label_agreement=agreement,
         n_overflowed=int(lost.sum()),
@@ -297,7 +372,7 @@ def _compare(
 
 
 def _close(
-    name: str, expected: np.ndarray, found: np.ndarray, *, edge: np.ndarray, tolerance: float
+    name: str, expected: np.ndarray, found: np.ndarray, *, edge: np.ndarray, bounds: _Bounds
 ) -> OutputParity:
     wide = expected.reshape(len(expected), -1).astype(np.float64)
     other = found.reshape(len(found), -1).astype(np.float64)
@@ -305,15 +380,14 @@ def _close(
     unequal = (finite ^ other_finite) & ~edge
     if unequal.any():
         row = int(np.argmax(unequal))
-        raise GateError(_difference(name, row, expected, found, tolerance), hint=_HINT)
+        raise GateError(_difference(name, row, expected, found, bounds), hint=_HINT)
     both = finite & other_finite
     with np.errstate(invalid="ignore"):
         absolute = np.where(both[:, None], np.abs(wide - other), 0.0)
-    scale = np.maximum(1.0, np.where(both[:, None], np.abs(wide), 0.0).max(axis=1, initial=0.0))
-    by_row = absolute.max(axis=1, initial=0.0) / scale
+    by_row = absolute.max(axis=1, initial=0.0) / bounds.scales[name][: len(wide)]
     worst = int(np.argmax(by_row))
-    if by_row[worst] > tolerance:
-        raise GateError(_difference(name, worst, expected, found, tolerance), hint=_HINT)
+    if by_row[worst] > bounds.tolerance:
+        raise GateError(_difference(name, worst, expected, found, bounds), hint=_HINT)
     return OutputParity(
         name=name,
         shape=tuple(found.shape),
@@ -323,15 +397,15 @@ def _close(
     )
 
 
-def _difference(name: str, row: int, expected: np.ndarray, found: np.ndarray, tolerance: float) -> str:
+def _difference(name: str, row: int, expected: np.ndarray, found: np.ndarray, bounds: _Bounds) -> str:
     right, wrong = expected[row].reshape(-1), found[row].reshape(-1)
     with np.errstate(invalid="ignore"):
         gap = np.abs(right.astype(np.float64) - wrong.astype(np.float64))
     place = int(np.argmax(np.where(np.isnan(gap), np.inf, gap)))
-    where = f"output {name!r}, row {row}" + (f", value {place}" if len(right) > 1 else "")
+    where = f"output {name!r}, {bounds.place(row)}" + (f", value {place}" if len(right) > 1 else "")
     return (
         f"{where}: the model file answers {wrong[place]:.9g}, its source {right[place]:.9g} "
-        f"(tolerance {tolerance:g})"
+        f"(tolerance {bounds.tolerance:g} of {bounds.scales[name][row]:.3g})"
     )
 
 
@@ -340,7 +414,7 @@ def _labels(
     found: Mapping[str, np.ndarray],
     *,
     lost: np.ndarray,
-    tolerance: float,
+    bounds: _Bounds,
 ) -> float:
     right, wrong = expected["label"], found["label"]
     differs = right != wrong
@@ -350,14 +424,14 @@ def _labels(
     if logits is not None and logits.shape[1] > 1:
         counted &= _finite(logits)
         ordered = np.sort(logits.astype(np.float64), axis=1)
-        scale = np.maximum(1.0, np.abs(ordered).max(axis=1))
+        scale = bounds.scales["logits"][: len(ordered)]
         with np.errstate(invalid="ignore"):
-            excused = (ordered[:, -1] - ordered[:, -2]) <= tolerance * scale
+            excused = (ordered[:, -1] - ordered[:, -2]) <= bounds.tolerance * scale
     wrong_rows = differs & counted & ~excused
     if wrong_rows.any():
         row = int(np.argmax(wrong_rows))
         raise GateError(
-            f"output 'label', row {row}: the model file answers {int(wrong[row])}, "
+            f"output 'label', {bounds.place(row)}: the model file answers {int(wrong[row])}, "
             f"its source {int(right[row])}"
         )
     return float(1.0 - differs[counted].mean()) if counted.any() else 1.0

@@ -70,7 +70,7 @@ _PROBABILITIES = {
 _NO_VALUES: dict[tuple[str, str, Any], str] = {
     ("xgboost", "booster", "gblinear"): "leave booster out, or name sklearn.linear_model:LogisticRegression",
     ("xgboost", "booster", "dart"): "leave booster out, or name lightgbm with boosting_type = 'dart'",
-    ("lightgbm", "boosting_type", "rf"): "leave it out, or name sklearn.ensemble:RandomForestClassifier",
+    ("lightgbm", "boosting_type", "rf"): "leave boosting_type out; a RandomForestClassifier does it",
     ("lightgbm", "objective", "multiclassova"): "leave objective out",
 }
 #: Parameters whose meaning a graph loses whatever their value.

@@ -25,7 +25,7 @@ from sklearn.preprocessing import (
 )
 
 from jobs.preparation.columns import Bins, Matching, Ranks, TargetMeans, Terms, WindowStatistics
-from jobs.preparation.imputing import ChainedImputer, NeighborImputer
+from jobs.preparation.imputing import ChainedImputer, ColumnImputer, NeighborImputer
 from jobs.preparation.outliers import LIMITS, Flags, Isolated, Limits
 from jobs.preparation.plan import Entry, Plan
 from jobs.preparation.selection import Selection
@@ -185,8 +185,11 @@ def _imputer(settings: FeatureSettings, *, string: bool) -> Any:
     if settings.missing == "mice":
         return ChainedImputer()
     strategy = "most_frequent" if settings.missing == "most-frequent" else settings.missing
-    fill: Any = settings.fill if string or settings.fill is None else float(settings.fill)
-    return SimpleImputer(missing_values="" if string else np.nan, strategy=strategy, fill_value=fill)
+    if string:
+        return SimpleImputer(missing_values="", strategy=strategy, fill_value=settings.fill)
+    return ColumnImputer(
+        strategy=strategy, fill_value=None if settings.fill is None else float(settings.fill)
+    )
 
 
 def _last_steps(entry: Entry, *, n_classes: int) -> list[tuple[str, Any]]:
@@ -216,10 +219,11 @@ def _scaler(settings: FeatureSettings) -> Any:
 
 
 def _encoder(settings: FeatureSettings, *, n_classes: int) -> Any:
+    # float32 as all else: one part in float64 would make the joined features float64
     if settings.encode == "one-hot":
-        return OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+        return OneHotEncoder(handle_unknown="ignore", sparse_output=False, dtype=np.float32)
     if settings.encode == "ordinal":
-        return OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
+        return OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float32)
     kind = "continuous" if n_classes == 0 else "binary" if n_classes == 2 else "multiclass"
     folds = (StratifiedKFold if n_classes else KFold)(_FOLDS, shuffle=True, random_state=0)
     return TargetMeans(target_type=kind, cv=folds)

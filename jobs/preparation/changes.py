@@ -10,9 +10,13 @@ import pandas
 from sklearn.pipeline import FeatureUnion, Pipeline
 
 from jobs.preparation.build import feature_names, finder, first_steps, fitted_parts, step_names
+from jobs.preparation.outliers import Limits
 from jobs.preparation.plan import Plan
 from kit.cleaning import Change
 from kit.errors import InputError
+
+# Steps whose changes are told, by the name they have in a pipeline. Nothing after the last one is run.
+_TOLD = ("rule", "missing", "outliers")
 
 
 def describe_changes(transformer: Any, frame: pandas.DataFrame) -> tuple[Change, ...]:
@@ -24,9 +28,12 @@ def describe_changes(transformer: Any, frame: pandas.DataFrame) -> tuple[Change,
     """
     changes: list[Change] = []
     for _, steps, names in fitted_parts(transformer):
+        told = [index for index, (name, _) in enumerate(steps) if name in _TOLD]
         values: Any = frame[names]
-        for name, step in steps:
-            after = step.transform(values)
+        for index, (name, step) in enumerate(steps[: max(told, default=-1) + 1]):
+            # what is filled is seen before it is, and a union's flags are all that is asked of it
+            needed = index < told[-1] or name not in ("missing", "outliers") or isinstance(step, Limits)
+            after = step.transform(values) if needed else values
             changes += _of_step(name, step, np.asarray(values), np.asarray(after), names)
             names = step_names(step, names)
             values = after
@@ -113,7 +120,6 @@ def check_fitted(transformer: Any) -> None:
         InputError: Limits fall together, or every value lies in one bin.
     """
     from jobs.preparation.columns import Bins
-    from jobs.preparation.outliers import Limits
 
     for _, steps, names in fitted_parts(transformer):
         for _, step in steps:
@@ -164,8 +170,8 @@ def _of_step(
             count = int(absent[:, index].sum())
             yield Change("missing", column, rows, rows, count, f"{count} missing values filled ({how})")
     elif name == "outliers" and isinstance(step, FeatureUnion):
-        flagged = step_names(dict(step.transformer_list)["flags"], list(names))
-        flags = after[:, after.shape[1] - len(flagged) :]
+        flag = dict(step.transformer_list)["flags"]
+        flagged, flags = step_names(flag, list(names)), flag.transform(before)
         for index, column in enumerate(flagged):
             count = int(flags[:, index].sum())
             yield Change("outliers", column, rows, rows, count, f"{count} values flagged")

@@ -81,7 +81,8 @@ class Terms(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-le
 
     def transform(self, values: Any) -> np.ndarray:
         """Weigh; float32, shape (n_rows, n_terms)."""
-        return np.asarray(self.vectorizer_.transform(_ascii(values)).toarray(), dtype=np.float32)
+        # rounded while it is sparse: dense in float64 it takes three times the memory of the result
+        return np.asarray(self.vectorizer_.transform(_ascii(values)).astype(np.float32).toarray())
 
 
 def lost_share(values: Any) -> float:
@@ -177,4 +178,12 @@ class Ranks(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-le
 
 
 class TargetMeans(TargetEncoder):  # type: ignore[misc]  # scikit-learn has no types
-    """scikit-learn's TargetEncoder under a name of its own, for a converter that knows several classes."""
+    """scikit-learn's TargetEncoder in float32; a converter of the kit's own knows several classes."""
+
+    def fit_transform(self, X: Any, y: Any) -> np.ndarray:  # noqa: N803 - scikit-learn's name
+        """Fit, and encode each row without its own label; float32, shape (n_rows, n_means)."""
+        return np.asarray(super().fit_transform(X, y), dtype=np.float32)
+
+    def transform(self, X: Any) -> np.ndarray:  # noqa: N803 - scikit-learn's name
+        """Encode; float32, shape (n_rows, n_means)."""
+        return np.asarray(super().transform(X), dtype=np.float32)

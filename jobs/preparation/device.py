@@ -288,6 +288,7 @@ def _target(step: Any, kind: str) -> dict[str, Any] | None:
 _CODES = ("one_hot", "ordinal", "bins", "target", "flag")
 _OPERATIONS: dict[str, Callable[[Any, str], dict[str, Any] | None]] = {
     "SimpleImputer": _imputer,
+    "ColumnImputer": _imputer,
     "StandardScaler": _standard,
     "RobustScaler": _robust,
     "MinMaxScaler": _min_max,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,10 @@ class Prepared:
         transformer: Fitted on the training rows; None where the network reads the input itself.
         train: What is learned from, float32, shape (n_rows, ...).
         validation: Likewise, for early stopping.
-        changes: What was done to the table, then what each fitted step does to the training rows.
+        dropped: What leaving training rows out did.
         features: Names of what the network reads, such as ``age`` or ``color=red``; empty where a
             transformer of the project's own does not name them.
+        planned: Whether [[prepare.features]] describes the transformer, not the project's own Python.
     """
 
     split: Split
@@ -51,8 +53,22 @@ class Prepared:
     transformer: Any | None
     train: np.ndarray
     validation: np.ndarray
-    changes: tuple[Change, ...] = ()
+    dropped: tuple[Change, ...] = ()
     features: tuple[str, ...] = ()
+    planned: bool = False
+
+    @cached_property
+    def changes(self) -> tuple[Change, ...]:
+        """What was done to the table, then what each fitted step does to the training rows.
+
+        Found when it is asked for: steps run again for it, which trials and folds need not wait for.
+        """
+        if not self.planned:
+            return self.split.changes
+        from jobs.preparation.changes import describe_changes
+
+        frame = to_frame(self.split.train.tensors, signature=self.signature)
+        return (*self.split.changes, *self.dropped, *describe_changes(self.transformer, frame))
 
     @property
     def n_features(self) -> int:
@@ -106,7 +122,6 @@ def fit_preparation(project: Project, split: Split) -> Prepared:
             None,
             split.train.tensors[name],
             split.validation.tensors[name],
-            changes=split.changes,
             features=frame_columns(signature.inputs[0]),
         )
     return _fit_own(project, split, reference=reference, signature=signature)
@@ -157,7 +172,6 @@ def _fit_own(project: Project, split: Split, *, reference: str, signature: Signa
         transformer,
         train,
         validation,
-        changes=split.changes,
         features=_own_names(transformer),
     )
 
@@ -166,7 +180,7 @@ def _fit_plan(project: Project, split: Split, *, plan: Plan, signature: Signatur
     """Drop outliers where that is asked for, and fit what [[prepare.features]] describes."""
     # scikit-learn takes a second to import; commands that prepare nothing do not wait for it
     from jobs.preparation.build import build_transformer, feature_names, fit_transformer
-    from jobs.preparation.changes import check_fitted, check_values, describe_changes, rows_to_drop
+    from jobs.preparation.changes import check_fitted, check_values, rows_to_drop
     from jobs.preparation.selection import check_not_negative
 
     frame = to_frame(split.train.tensors, signature=signature)
@@ -197,8 +211,9 @@ def _fit_plan(project: Project, split: Split, *, plan: Plan, signature: Signatur
         transformer,
         train,
         to_features(transformer, split.validation.tensors, signature=signature),
-        changes=(*split.changes, *dropped, *describe_changes(transformer, frame)),
+        dropped=tuple(dropped),
         features=feature_names(transformer),
+        planned=True,
     )
 
 

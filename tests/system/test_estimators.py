@@ -136,7 +136,8 @@ def proven(project: Project, prepared: Prepared) -> tuple[Any, bytes]:
         fitted.model,
         python_reference(fitted.model, transformer=None, signature=signature),
         run_onnx(model),
-        rows={name: np.concatenate([tests[name], strange[name]]) for name in tests},
+        rows=tests,
+        adversarial=strange,
         tolerance=1e-4,
     )
     return fitted.model, model
@@ -167,6 +168,21 @@ def test_a_regressor_answers_as_onnx_like_itself(tmp_path: Path, estimator: str)
     _, model = proven(project, prepared)
     value = run_onnx(model)({"x": rows})["value"]
     assert (value.dtype, value.shape) == (np.float32, (240,))
+
+
+@pytest.mark.parametrize("size, offset", [(1e-5, 0.0), (12.0, 1e6)])
+@pytest.mark.parametrize(
+    "estimator",
+    ["sklearn.ensemble:GradientBoostingRegressor", "xgboost:XGBRegressor", "lightgbm:LGBMRegressor"],
+)
+def test_boosting_answers_alike_in_small_units_and_on_a_large_offset(
+    tmp_path: Path, estimator: str, size: float, offset: float
+) -> None:
+    project = project_of(tmp_path, estimator, "", task="regression")
+    rows, _ = clouds(1600, n_classes=1)
+    proven(
+        project, prepared_of(project, rows, (rows[:, 0] * rows[:, 1] + np.sin(rows[:, 2])) * size + offset)
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import pandas
 import pytest
 import torch
+from sklearn.compose import ColumnTransformer
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
 
 from jobs.exporting.converters import RULES_OPSET
 from jobs.exporting.graph import export_onnx, preprocessing_graph, python_reference
 from jobs.exporting.parity import adversarial_rows, check_parity, run_onnx
-from jobs.preparation.columns import lost_share
+from jobs.preparation.changes import describe_changes
+from jobs.preparation.columns import Terms, WindowStatistics, lost_share
 from jobs.preparation.device import fitted_steps, missing_steps
-from jobs.preparation.frame import to_features
+from jobs.preparation.frame import steps_of, to_features, to_frame
+from jobs.preparation.imputing import ColumnImputer
 from jobs.preparation.prepared import Prepared, _warn_of_lost_words, fit_preparation
 from kit.errors import InputError, ProjectError
 from kit.project import Project
@@ -155,14 +162,13 @@ def difference(found: Prepared, *, device: bool) -> float:
     strange = adversarial_rows(
         found.signature, sample={name: array[:8] for name, array in found.split.test.tensors.items()}
     )
-    everything = {
-        name: np.concatenate([found.split.test.tensors[name], array]) for name, array in strange.items()
-    }
+    ordinary = found.split.test.tensors
+    everything = {name: np.concatenate([ordinary[name], array]) for name, array in strange.items()}
 
     def reference(rows: Any) -> Tensors:
         return {"prepare/features": to_features(found.transformer, rows, signature=found.signature)}
 
-    report = check_parity(reference, run_onnx(model), rows=everything, tolerance=TOLERANCE)
+    report = check_parity(reference, run_onnx(model), rows=ordinary, adversarial=strange, tolerance=TOLERANCE)
     assert report.outputs[0].shape == (len(everything["count"]), found.n_features)
     assert len(found.features) == found.n_features
     assert len(set(found.features)) == found.n_features
@@ -319,6 +325,68 @@ def test_every_step_says_what_it_changed(tmp_path: Path):
     assert by_step["missing", "age"].n_values == absent > 0
     assert by_step["outliers", "age"].n_values > 0
     assert by_step["missing", "history:mean"].n_values == 3
+
+
+def test_what_changed_is_not_worked_out_before_it_is_asked_for(tmp_path: Path):
+    found = prepared(tmp_path, NUMBERS.format(PLAIN) + REST)
+    assert "changes" not in vars(found)
+    assert found.changes is found.changes
+
+
+def test_no_step_after_the_last_one_that_is_told_of_runs_again(tmp_path: Path):
+    runs: list[str] = []
+
+    class Counted(ColumnImputer):
+        def transform(self, values: Any) -> np.ndarray:
+            runs.append("missing")
+            return np.asarray(super().transform(values))
+
+    frame = pandas.DataFrame({"a": np.array([1, np.nan, 3, 90], dtype=np.float32)})
+    filled = Pipeline([("missing", Counted(strategy="median")), ("scale", StandardScaler())])
+    fitted = ColumnTransformer([("entry1", filled, ["a"])]).fit(frame)
+    runs.clear()
+    (change,) = describe_changes(fitted, frame)
+    assert (change.n_values, runs) == (1, [])
+
+
+def test_the_mean_of_many_large_values_is_their_mean() -> None:
+    history = np.random.default_rng(0).normal(1000, 1, (300_000, 2)).astype(np.float32)
+    measured = WindowStatistics((2,), ("mean", "last")).fit(history).transform(history)
+    imputer = ColumnImputer(strategy="mean").fit(measured)
+    np.testing.assert_allclose(imputer.statistics_, measured.mean(axis=0, dtype=np.float64), rtol=1e-12)
+    assert imputer.transform(np.full((1, 2), np.nan, dtype=np.float32)).dtype == np.float32
+
+
+def test_a_mean_after_statistics_is_filled_in_the_same_everywhere(tmp_path: Path):
+    rest = REST.replace('missing = "constant"\nfill = 0.0', 'missing = "mean"')
+    found = prepared(tmp_path, NUMBERS.format('missing = "mean"') + rest)
+    kinds = {type(step).__name__ for _, step in steps_of(found.transformer, "")}
+    assert "ColumnImputer" in kinds
+    assert "SimpleImputer" not in kinds
+    assert difference(found, device=True) <= TOLERANCE
+
+
+def test_terms_beside_categories_are_joined_in_float32(tmp_path: Path):
+    text = '[[prepare.features]]\ncolumns = ["note"]\ntext = "tf-idf"\n'
+    for encode in ("one-hot", "ordinal", "target"):
+        found = prepared(tmp_path, NUMBERS.format(PLAIN) + text + REST.replace("ordinal", encode))
+        frame = to_frame(found.split.train.tensors, signature=found.signature)
+        assert found.transformer.transform(frame).dtype == np.float32
+
+
+def test_terms_are_made_dense_in_float32_only() -> None:
+    random = np.random.default_rng(0)
+    words = np.array([f"w{index}" for index in range(500)], dtype=object)
+    texts = np.array([[" ".join(row)] for row in random.choice(words, (2000, 4))], dtype=object)
+    terms = Terms(500).fit(texts)
+    tracemalloc.start()
+    try:
+        weighed = terms.transform(texts)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert weighed.dtype == np.float32
+    assert peak < 2 * weighed.nbytes
 
 
 def test_a_rows_own_label_is_not_in_its_target_means(tmp_path: Path):
@@ -481,8 +549,7 @@ def test_all_of_it_stands_before_a_network_in_one_graph(tmp_path: Path):
     model = export_onnx(network, **parts, sample=found.train[:2])
     test = found.split.test.tensors
     strange = adversarial_rows(found.signature, sample={name: array[:8] for name, array in test.items()})
-    for rows in (test, strange):
-        check_parity(python_reference(network, **parts), run_onnx(model), rows=rows)
+    check_parity(python_reference(network, **parts), run_onnx(model), rows=test, adversarial=strange)
     opsets = {entry.domain: entry.version for entry in onnx.load_from_string(model).opset_import}
     assert opsets[""] == RULES_OPSET
 

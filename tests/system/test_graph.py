@@ -170,7 +170,7 @@ def test_the_graph_answers_like_its_source_on_ordinary_and_adversarial_rows(expo
     candidate = run_onnx(exported.model)
     assert check_parity(exported.reference, candidate, rows=exported.rows).label_agreement == 1.0
     strange = adversarial_rows(TABULAR, sample=exported.rows)
-    report = check_parity(exported.reference, candidate, rows=strange)
+    report = check_parity(exported.reference, candidate, rows=exported.rows, adversarial=strange)
     assert report.max_relative_difference < 1e-5
     assert report.label_agreement == 1.0
 
@@ -212,8 +212,9 @@ def test_a_step_without_a_counterpart_has_no_steps_as_data(exported: Exported):
 
 def test_the_convolutional_network_answers_like_its_source(cnn: bytes):
     reference = python_reference(convolutional(), transformer=None, signature=IMAGES)
-    rows = adversarial_rows(IMAGES, sample={"image": images(5)})
-    assert check_parity(reference, run_onnx(cnn), rows=rows).label_agreement == 1.0
+    rows = {"image": images(5)}
+    strange = adversarial_rows(IMAGES, sample=rows)
+    assert check_parity(reference, run_onnx(cnn), rows=rows, adversarial=strange).label_agreement == 1.0
 
 
 def test_regression_answers_one_value_per_row():
@@ -227,6 +228,28 @@ def test_regression_answers_one_value_per_row():
     model = export_onnx(network, transformer=None, signature=signature, sample=rows["x"])
     assert run_onnx(model)(rows)["value"].shape == (9,)
     check_parity(python_reference(network, transformer=None, signature=signature), run_onnx(model), rows=rows)
+
+
+@pytest.mark.parametrize("size, offset", [(1e-5, 0.0), (12.0, 1e6)])
+def test_a_network_whose_answers_are_small_or_lie_on_an_offset_is_exported(size: float, offset: float):
+    signature = Signature(
+        "regression",
+        (TensorSpec("x", "float32", (-1, 4), columns=NUMBERS),),
+        (TensorSpec("value", "float32", (-1,)),),
+    )
+    network = perceptron(4, 1)
+    last = next(layer for layer in reversed(list(network)) if isinstance(layer, torch.nn.Linear))
+    with torch.no_grad():
+        last.weight.mul_(size)
+        last.bias.mul_(size).add_(offset)
+    rows = {"x": np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)}
+    model = export_onnx(network, transformer=None, signature=signature, sample=rows["x"])
+    reference = python_reference(network, transformer=None, signature=signature)
+    strange = adversarial_rows(signature, sample=rows)
+    check_parity(reference, run_onnx(model), rows=rows, adversarial=strange)
+    middle = reference(rows)["value"].mean()
+    with pytest.raises(GateError, match="'value', row "):
+        check_parity(reference, lambda rows: {"value": np.full(len(rows["x"]), middle)}, rows=rows)
 
 
 def test_exporting_leaves_the_network_in_training_mode():
@@ -346,7 +369,7 @@ def test_a_pipeline_over_all_columns_needs_no_column_transformer():
     features = to_features(transformer, rows, signature=signature)
     model = export_onnx(network, transformer=transformer, signature=signature, sample=features)
     reference = python_reference(network, transformer=transformer, signature=signature)
-    check_parity(reference, run_onnx(model), rows=adversarial_rows(signature, sample=rows))
+    check_parity(reference, run_onnx(model), rows=rows, adversarial=adversarial_rows(signature, sample=rows))
     steps = fitted_steps(transformer, signature=signature)
     assert steps is not None
     np.testing.assert_array_equal(steps.apply(rows)["features"], features)

@@ -181,6 +181,44 @@ def test_equal_values_of_every_type_have_one_code(column: Any) -> None:
     assert codes[3] == codes[4] not in codes[:3]
 
 
+@pytest.mark.parametrize(
+    "values, kind",
+    [
+        pytest.param([[0.0, 1.0], [-0.0, 1.0], [0.0, 2.0]], pa.list_(pa.float32(), 2), id="zeros"),
+        pytest.param([[0.0], [-0.0], [0.0, 2.0]], pa.list_(pa.float64()), id="zeros of uneven lists"),
+        pytest.param([[None, 1.0], [float("nan"), 1.0], [0.0, 1.0]], pa.list_(pa.float32()), id="missing"),
+        pytest.param([[None], [float("nan")], [1.0, None]], pa.list_(pa.float32()), id="missing, uneven"),
+        pytest.param([[-0.0, None], [0.0, None], [None, 0.0]], pa.list_(pa.float16()), id="16 bits"),
+        pytest.param([["a", None], ["a", ""], ["", "a"]], pa.list_(pa.string()), id="strings"),
+        pytest.param([[[0.0]], [[-0.0]], [[None]]], pa.list_(pa.list_(pa.float64())), id="nested"),
+        pytest.param([{"a": -0.0}, {"a": 0.0}, {"a": None}], pa.struct({"a": pa.float64()}), id="struct"),
+        pytest.param([[2**60], [2**60], [2**60 + 1], [None]], pa.list_(pa.int64()), id="whole numbers"),
+    ],
+)
+def test_equal_values_inside_lists_have_one_code(values: list[Any], kind: pa.DataType) -> None:
+    assert value_codes(pa.array(values, kind)).tolist()[:3] == [0, 0, 1]
+
+
+def test_missing_values_in_lists_are_equal_whatever_bits_they_hold() -> None:
+    bits = np.array([[0x7FC00000, 0], [0xFFC00001, 0]], dtype=np.uint32)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(bits.view(np.float32).ravel()), 2)
+    assert value_codes(lists).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
+def test_an_empty_string_is_a_missing_one_where_rows_are_compared(kind: pa.DataType) -> None:
+    texts = pa.array(["", None, "a"], pa.string()).cast(kind)
+    assert same_rows(pa.table({"a": [1, 1, 1], "s": texts}), ["a", "s"]).tolist() == [0, 0, 1]
+    assert value_codes(texts).tolist() == [0, -1, 1]  # a group or an id may be empty
+
+
+def test_the_most_complete_row_is_not_the_one_with_an_empty_string() -> None:
+    settings = DuplicatesSettings(keys=("a",), keep="most-complete")
+    cleaned = table(a=[1, 1], s=["", "x"], t=[1.0, None], u=[None, 2.0])
+    kept = drop_duplicates(cleaned, settings, time=None)
+    assert kept.rows.tolist() == [1]
+
+
 def test_rows_are_told_apart_in_many_columns_of_many_values() -> None:
     generator = np.random.default_rng(0)
     columns = {f"c{index}": generator.integers(0, 40, 500) for index in range(30)}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kit.errors import InputError, KitError, VerificationError
 from kit.files import canonical_json
-from kit.signature import DTYPES, Signature, TensorSpec
+from kit.signature import DTYPES, Signature, TensorSpec, check_tensor
 
 MIXED = Signature(
     "classification",
@@ -321,3 +321,19 @@ def test_a_value_out_of_bounds_names_its_own_column_and_what_to_do() -> None:
     error = refusal(Signature("", (spec,), ()), {"x": np.array([[1, 1, 1], [1, -2, 1]], "f4")})
     assert error.message == "input 'x' (column 'b'), row 1: -2.0 is below the minimum 0"
     assert error.hint == "correct the value, or change the bound of input 'x' and train again"
+
+
+def test_the_size_of_a_row_is_not_worked_out_for_every_string() -> None:
+    asked = []
+
+    class Counting(TensorSpec):
+        @property
+        def row_size(self) -> int:
+            asked.append(self.name)
+            return super().row_size
+
+    spec = Counting("x", "string", (-1, 2), ("a", "b"), nullable=True)
+    check_tensor(spec, np.full((50, 2), "a", dtype=object))
+    assert len(asked) <= 1
+    with pytest.raises(InputError, match=r"column 'b'.*, row 30: None is not a string"):
+        check_tensor(spec, np.array([["a", "b"]] * 30 + [["a", None]], dtype=object))

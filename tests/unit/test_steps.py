@@ -77,6 +77,31 @@ def test_an_unseen_category_is_all_zeros():
     assert not Steps.from_json(DOCUMENT).apply(strange)["features"][:, 6:8].any()
 
 
+def test_each_column_is_rounded_to_float32_once_whatever_stands_beside_it():
+    document = {
+        "format": 1,
+        "n_features": 2,
+        "blocks": [{"kind": "number", "columns": [["count", 0], ["size", 0]], "operations": []}],
+    }
+    count = np.array([[2**60 + 2**36 + 1]])
+    tensors = {"count": count, "size": np.zeros((1, 1), dtype=np.float32)}
+    features = Steps.from_json(document).apply(tensors)["features"]
+    assert (
+        features[0, 0] == count.astype(np.float32)[0, 0] != count.astype(np.float64).astype(np.float32)[0, 0]
+    )
+
+
+def test_codes_of_numbers_are_found_as_float32_and_the_last_of_equal_categories_counts():
+    block = {
+        "kind": "number",
+        "columns": [["x", 0]],
+        "operations": [{"op": "ordinal", "categories": [[0.1, 0, 3.0, 3.0]], "unknown": -1}],
+    }
+    steps = Steps.from_json({"format": 1, "n_features": 1, "blocks": [block]})
+    x = np.array([0.1, -0.0, 3, np.nan, 4], dtype=np.float32)
+    assert steps.apply({"x": x})["features"].ravel().tolist() == [0, 1, 3, -1, -1]
+
+
 def test_a_string_tensor_without_an_axis_of_columns_is_read():
     flat = dict(TENSORS, site=TENSORS["site"].reshape(-1))
     steps = Steps.from_json(DOCUMENT)

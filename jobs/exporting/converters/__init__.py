@@ -23,7 +23,9 @@ def register_converters() -> None:
     """Tell skl2onnx of the kit's steps; calling it again changes nothing."""
     from skl2onnx import update_registered_converter
     from skl2onnx.common.data_types import FloatTensorType, StringTensorType
+    from skl2onnx.operator_converters.imputer_op import convert_sklearn_imputer
     from skl2onnx.operator_converters.k_bins_discretiser import convert_sklearn_k_bins_discretiser
+    from skl2onnx.shape_calculators.imputer import calculate_sklearn_imputer_output_shapes
     from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 
     from jobs.preparation import columns, imputing, outliers, selection
@@ -55,6 +57,12 @@ def register_converters() -> None:
     register(columns.Bins, _n_bins, None)
     register(columns.Ranks, lambda step: step.n_features_in_, write_ranks)
     register(columns.TargetMeans, lambda step: len(step.encodings_), write_target_means)
+    update_registered_converter(
+        imputing.ColumnImputer,
+        "KitColumnImputer",
+        calculate_sklearn_imputer_output_shapes,
+        convert_sklearn_imputer,
+    )
     register(imputing.ChainedImputer, lambda step: step.n_features_in_, write_chain)
     register(imputing.NeighborImputer, lambda step: step.n_features_in_, write_neighbors)
     register(outliers.Limits, lambda step: step.n_features_in_, write_limits)

@@ -50,6 +50,7 @@ class Graph:
         return name
 
     def double(self) -> str:
+        """Give the input as float64."""
         return self.add("Cast", self.input, to=DOUBLE)
 
     def finish(self, name: str) -> None:

@@ -76,5 +76,6 @@ def write_ranks(graph: Graph) -> None:
 
 
 def write_selection(graph: Graph) -> None:
+    """Keep the selected features, in their order."""
     kept = graph.add("Gather", graph.input, graph.step.kept_, axis=1, version=13)
     graph.finish(kept)

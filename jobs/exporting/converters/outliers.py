@@ -10,12 +10,14 @@ from jobs.exporting.converters.nodes import Graph
 
 
 def write_limits(graph: Graph) -> None:
+    """Write ``jobs.preparation.outliers.Limits``: values are moved onto the bounds."""
     step = graph.step
     raised = graph.add("Max", graph.input, step.low_[None, :], version=13)
     graph.add("Min", raised, step.high_[None, :], output=graph.output, version=13)
 
 
 def write_flags(graph: Graph) -> None:
+    """Write ``jobs.preparation.outliers.Flags``: 1.0 where a value lies outside its bounds."""
     step = graph.step
     below = graph.add("Less", graph.input, step.low_[None, :], version=13)
     above = graph.add("Greater", graph.input, step.high_[None, :], version=13)
@@ -23,6 +25,7 @@ def write_flags(graph: Graph) -> None:
 
 
 def write_isolated(graph: Graph) -> None:
+    """Write ``jobs.preparation.outliers.Isolated``: the forest's path lengths, summed, against a bound."""
     step = graph.step
     nodes: dict[str, list[Any]] = {
         key: []

@@ -12,6 +12,7 @@ RULES_OPSET = 20
 
 
 def write_matching(graph: Graph) -> None:
+    """Write ``jobs.preparation.columns.Matching``: what no rule lets pass becomes the empty string."""
     current = graph.input
     n_columns = len(graph.step.patterns)
     by_pattern: dict[str, list[int]] = {}
@@ -27,6 +28,7 @@ def write_matching(graph: Graph) -> None:
 
 
 def write_terms(graph: Graph) -> None:
+    """Write ``jobs.preparation.columns.Terms``: words, counted, weighed, each row of length 1."""
     vectorizer = graph.step.vectorizer_
     terms = vectorizer.get_feature_names_out()
     order = sorted(range(len(terms)), key=lambda index: (terms[index].count(" "), index))
@@ -73,6 +75,7 @@ def write_terms(graph: Graph) -> None:
 
 
 def write_target_means(graph: Graph) -> None:
+    """Write ``jobs.preparation.columns.TargetMeans``: a mean per category, that of all rows for a new one."""
     step = graph.step
     n_classes = len(step.encodings_) // len(step.categories_)
     means = np.atleast_1d(step.target_mean_)

@@ -8,6 +8,7 @@ from jobs.exporting.converters.nodes import DOUBLE, Graph
 
 
 def write_window_statistics(graph: Graph) -> None:
+    """Write ``jobs.preparation.columns.WindowStatistics``, list by list."""
     wide = graph.double()
     ends = np.cumsum(graph.step.lengths)
     parts = []
