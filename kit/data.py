@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,11 +31,11 @@ from kit.manifest import Manifest, describe_table, digest_files, fingerprint_of,
 from kit.row_codes import same_rows, value_codes
 from kit.rows import Part, Rows, Split
 from kit.settings.data import DataSettings
-from kit.settings.prepare import PrepareSettings
+from kit.settings.prepare import PrepareSettings, WindowSettings
 from kit.signature import Signature, Tensors
 from kit.tables import read_table, to_tensors
 from kit.times import NO_GAP, Gap, gap_in_units, read_times
-from kit.windows import add_windows, check_windows
+from kit.windows import add_windows, check_windows, window_reach
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,8 +51,8 @@ def load(project: Project) -> Split:
 
     Raises:
         InputError: A column is missing, of the wrong type or empty; the label has missing
-            values, one class only, or a class too small to split; an id or a time is in two parts;
-            the data changed meanwhile.
+            values, one class only, or a class too small to split; an id or a time is in two parts, or
+            reached across them by a window; the data changed meanwhile.
         SettingsError: kit.toml names a column that is not there, or asks for what cannot be.
     """
     return _split(load_rows(project))
@@ -93,7 +94,7 @@ def load_rows(project: Project) -> Rows:
                 hint="fill the column or take it out of [[data.inputs]]",
             )
     everything = Part(_tensors(table, signature, rows=cleaned.rows), labels, cleaned.rows)
-    evidence, gap = _evidence(table, settings, signature)
+    evidence, gap = _evidence(table, settings, signature, windows=prepare.windows)
     return Rows(everything, table, classes, manifest, changes, settings, evidence, raw, gap)
 
 
@@ -144,6 +145,9 @@ def _split(rows: Rows) -> Split:
         "read %d rows of %s: %d to train on, %d to validate, %d held out",
         *(split.n_rows, rows.settings.path, len(train), len(validation), len(test)),
     )
+    for fact in split.leakage:
+        if fact["check"] == "window" and fact["found"]:
+            _log.warning("%s; a grouped or a time split would refuse that", fact["detail"])
     return split
 
 
@@ -154,6 +158,11 @@ def _read(project: Project, signature: Signature) -> tuple[pa.Table, Manifest]:
     strings = string_columns(project)
     if list_data(uri)[0].format == "image":
         check_pixel_range(signature)
+    elif settings.images == "resize":
+        raise SettingsError(
+            f"images = 'resize' does nothing for {settings.path}, which is a table",
+            hint="take images out of [data], or name a folder of images under path",
+        )
     files = digest_files(uri)
     table = read_data(uri, signature, settings=settings, label=settings.label, strings=strings)
     if fingerprint_of(digest_files(uri)) != fingerprint_of(files):
@@ -198,7 +207,9 @@ def _clean(
     return cleaned
 
 
-def _evidence(table: pa.Table, settings: DataSettings, signature: Signature) -> tuple[Evidence, Gap]:
+def _evidence(
+    table: pa.Table, settings: DataSettings, signature: Signature, *, windows: Sequence[WindowSettings]
+) -> tuple[Evidence, Gap]:
     """Gather what no two parts may share, and the gap in the unit of the times."""
     times, gap = None, NO_GAP
     if settings.time is not None:
@@ -208,14 +219,32 @@ def _evidence(table: pa.Table, settings: DataSettings, signature: Signature) -> 
         table,
         same_rows(table, signature.columns),
         id=settings.id or "",
-        ids=None if settings.id is None else value_codes(table.column(settings.id)),
+        ids=None if settings.id is None else _ids(table, settings.id),
         time=settings.time or "",
         times=times,
         group=settings.group or "",
         groups=None if settings.group is None else _groups(table, settings.group),
         together=settings.split == "grouped",
+        windows=tuple(window_reach(table, window, time=settings.time) for window in windows),
+        apart=settings.split in ("grouped", "time"),
     )
     return evidence, gap
+
+
+def _ids(table: pa.Table, name: str) -> np.ndarray:
+    ids = value_codes(table.column(name))
+    n_missing = int((ids < 0).sum())
+    if n_missing == len(ids):
+        raise InputError(
+            f"the id {name!r} is missing in all {n_missing} rows, so the leakage check can compare none",
+            hint="fill the column, or take id out of [data]",
+        )
+    if n_missing:
+        _log.info(
+            "the id %r is missing in %d of %d rows; the leakage check compares the others",
+            *(name, n_missing, len(ids)),
+        )
+    return ids
 
 
 def _groups(table: pa.Table, name: str) -> np.ndarray:

@@ -1,7 +1,9 @@
 """What a held-out row must not share with the rows a model learned from.
 
-An id, a time or a group that stays together fails the run when it crosses; rows that are equal in every
-input are counted. The rows are only compared: how they were split is not known here.
+An id, a time or a group that stays together fails the run when it crosses. So does a window through which
+a training row holds a value of a validation or held-out row, where parts are kept apart; elsewhere such
+rows are counted, as are those that are equal in every input. A held-out row may hold values of training
+rows: that is forecasting. The rows are only compared: how they were split is not known here.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kit.errors import InputError
+from kit.windows import Reach
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,6 +38,8 @@ class Evidence:
         group: The column of groups, where one is declared.
         groups: Its codes, none missing; None where none is declared.
         together: Whether a group must not cross, as an id must not.
+        windows: Whose values the windows hold.
+        apart: Whether no window of a training row may hold a value of another part.
     """
 
     table: pa.Table
@@ -46,10 +51,12 @@ class Evidence:
     group: str = ""
     groups: np.ndarray | None = None
     together: bool = False
+    windows: tuple[Reach, ...] = ()
+    apart: bool = False
 
 
 def check_leakage(evidence: Evidence, parts: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], ...]:
-    """Refuse parts between which an id, a group or a time crosses, and count equal rows.
+    """Refuse parts between which an id, a group, a time or a window crosses; count what may cross.
 
     Args:
         evidence: What is compared.
@@ -61,13 +68,18 @@ def check_leakage(evidence: Evidence, parts: Mapping[str, np.ndarray]) -> tuple[
     Raises:
         InputError: A value of the id, or of a group that stays together, is in two parts, or a training
             row is not earlier than the validation and held-out rows, or a validation row not earlier than
-            the held-out ones.
+            the held-out ones; or, where parts are kept apart, a training row's window holds a value of a
+            validation or held-out row.
     """
     facts = []
     if evidence.ids is not None:
         hint = f"set split = 'grouped' and group = {evidence.id!r} under [data]"
         _check_codes(evidence, evidence.ids, parts, what="id", hint=hint)
         detail = f"no value of {evidence.id!r} is in two parts"
+        compared = np.concatenate(list(parts.values()))
+        n_missing = int((evidence.ids[compared] < 0).sum())
+        if n_missing:
+            detail += f"; {n_missing} of {len(compared)} rows have none and were not compared"
         facts.append({"check": "id", "found": 0, "detail": detail})
     if evidence.groups is not None and evidence.together:
         hint = "split by group: use grouped folds, or split = 'grouped' under [data]"
@@ -78,6 +90,7 @@ def check_leakage(evidence: Evidence, parts: Mapping[str, np.ndarray]) -> tuple[
         _check_times(evidence, evidence.times, parts)
         detail = f"every training row is earlier by {evidence.time!r} than what it is judged on"
         facts.append({"check": "time", "found": 0, "detail": detail})
+    facts += [_check_window(evidence, reach, parts) for reach in evidence.windows]
     n_codes = int(evidence.inputs.max(initial=-1)) + 1
     learnt = np.zeros(n_codes, dtype=bool)
     learnt[evidence.inputs[parts["train"]]] = True
@@ -132,3 +145,20 @@ def _check_times(evidence: Evidence, times: np.ndarray, parts: Mapping[str, np.n
                 f"{_WORDS[later]} rows start at {first} ({count} {_WORDS[earlier]} rows are not earlier)",
                 hint="set split = 'time' under [data], or take time out where order does not matter",
             )
+
+
+def _check_window(evidence: Evidence, reach: Reach, parts: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Count the training rows whose windows hold a value of a validation or held-out row; see the module."""
+    name, later = reach.window.name, np.zeros(len(reach.order), dtype=bool)
+    for part in ("validation", "test"):
+        later[parts[part]] = True
+    found = int(reach.holding(later)[parts["train"]].sum())
+    if found and evidence.apart:
+        by, column = ("group", evidence.group) if evidence.together else ("time", evidence.time)
+        raise InputError(
+            f"leakage: the window {name!r} of {found} of {len(parts['train'])} training rows holds values of "
+            "validation or held-out rows",
+            hint=f"set {by} = {column!r} under [[prepare.windows]] {name!r}, the {by} the rows are split by",
+        )
+    detail = f"{found} training rows have a window {name!r} that holds values of validation or held-out rows"
+    return {"check": "window", "found": found, "detail": detail}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kit.errors import NotFoundError, ProjectError, nearest
+from kit.errors import NotFoundError, ProjectError, SettingsError, nearest
 from kit.files import canonical_json, write_atomic
 from kit.model_version import ModelVersion
 from kit.project_file import build, read_project_file
@@ -73,8 +73,16 @@ class Project:
         Raises:
             SettingsError: A value breaks a rule.
         """
-        values = {**self.settings.commands.get(name, {}), **(flags or {})}
-        settings = build(cls, values, where=f"kit {name}")
+        section, typed = self.settings.commands.get(name, {}), flags or {}
+        settings = build(cls, {**section, **typed}, where=f"kit {name}")
+        for idle in settings.idle:
+            # In the file it may wait for the day the other one is typed.
+            if idle.name in typed or (idle.name in section and idle.because in {*section} - {*typed}):
+                value, other = getattr(settings, idle.name), getattr(settings, idle.because)
+                raise SettingsError(
+                    f"kit {name}: {idle.name} = {value!r} does nothing with {idle.because} = {other!r}",
+                    hint=f"leave {idle.name} out, or set {idle.because} = {idle.needed}",
+                )
         places = {
             field: self.locate(place)
             for field, info in cls.model_fields.items()

@@ -1,13 +1,15 @@
 """Sliding windows: the last values of a column, laid into each row as a list.
 
 A window looks back only, so a held-out row's window may hold values of training rows: that is what the
-model is given when it answers. A window ends with its own row's value, so none may read the label, which is
-not known where the model answers. What is measured over a window belongs to the model's graph, not here.
+model is given when it answers. The other way round is leakage; which rows a window reaches is said here, and
+judged by ``kit.leakage``. A window ends with its own row's value, so none may read the label, which is not
+known where the model answers. What is measured over a window belongs to the model's graph, not here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +22,38 @@ from kit.times import read_times
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Whose values the windows of one name hold; each array has shape (n_rows,).
+
+    Attributes:
+        window: What kit.toml declares.
+        order: Positions of the rows in the order the windows go by, each group after the other.
+        starts: Index in ``order`` of the first row that the window of the row at this index reaches.
+        known: Whether the row at a position has a value to be held, not a missing one.
+    """
+
+    window: WindowSettings
+    order: np.ndarray
+    starts: np.ndarray
+    known: np.ndarray
+
+    def holding(self, rows: np.ndarray) -> np.ndarray:
+        """Find the rows whose windows hold a value of any of some rows.
+
+        Args:
+            rows: Whether the row at a position is one of them, shape (n_rows,).
+
+        Returns:
+            Whether the window of the row at a position holds one, shape (n_rows,).
+        """
+        sources = (rows & self.known)[self.order]
+        before = np.concatenate([[0], np.cumsum(sources)])  # how many lie before each index
+        held = np.empty(len(rows), dtype=bool)
+        held[self.order] = before[1:] > before[self.starts]
+        return held
 
 
 def check_windows(windows: Sequence[WindowSettings], *, label: str, columns: Sequence[str]) -> None:
@@ -99,6 +133,21 @@ def window_values(table: pa.Table, window: WindowSettings, *, time: str | None) 
     Returns:
         float32, shape (n_rows, length).
     """
+    order, groups = _in_order(table, window, time=time)
+    return _lay_out(_numbers(table.column(window.column), window.column), order, groups, window.length)
+
+
+def window_reach(table: pa.Table, window: WindowSettings, *, time: str | None) -> Reach:
+    """Say whose values the windows of one name hold; takes and raises what ``window_values`` does."""
+    order, groups = _in_order(table, window, time=time)
+    index = np.arange(len(order))
+    starts = np.maximum(index - _since_start(groups[order]), index - window.length + 1)
+    known = ~np.isnan(_numbers(table.column(window.column), window.column))
+    return Reach(window, order, starts, known)
+
+
+def _in_order(table: pa.Table, window: WindowSettings, *, time: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Give the positions of the rows in the order of a window, and the group of each position."""
     time = window.time or time
     if time is None:
         raise SettingsError(
@@ -107,9 +156,8 @@ def window_values(table: pa.Table, window: WindowSettings, *, time: str | None) 
         )
     for column in (window.column, time, *((window.group,) if window.group else ())):
         require_column(column, table.column_names, what=f"the window {window.name!r}")
-    values = _numbers(table.column(window.column), window.column)
     times = read_times(table.column(time), name=time).values
-    groups = np.zeros(len(values), dtype=np.int64)
+    groups = np.zeros(len(times), dtype=np.int64)
     if window.group:
         groups = value_codes(table.column(window.group))
         if (groups < 0).any():
@@ -117,7 +165,16 @@ def window_values(table: pa.Table, window: WindowSettings, *, time: str | None) 
                 f"group column {window.group!r}, row {int((groups < 0).argmax())}: a value is missing",
                 hint="fill or drop those rows; each needs a history of its own",
             )
-    return _lay_out(values, np.lexsort((times, groups)), groups, window.length)  # lexsort is stable
+    return np.lexsort((times, groups)), groups  # lexsort is stable
+
+
+def _since_start(members: np.ndarray) -> np.ndarray:
+    """Count the rows before each one of the same group; equal groups lie together."""
+    if not len(members):
+        return np.zeros(0, dtype=np.int64)
+    starts = np.flatnonzero(np.concatenate([[True], members[1:] != members[:-1]]))
+    lengths = np.diff(np.concatenate([starts, [len(members)]]))
+    return np.arange(len(members)) - np.repeat(starts, lengths)
 
 
 def _lay_out(values: np.ndarray, order: np.ndarray, groups: np.ndarray, length: int) -> np.ndarray:
@@ -125,11 +182,8 @@ def _lay_out(values: np.ndarray, order: np.ndarray, groups: np.ndarray, length: 
     laid = np.empty((len(values), length), dtype=np.float32)
     if not len(values):
         return laid
-    ordered, members = values[order], groups[order]
-    starts = np.flatnonzero(np.concatenate([[True], members[1:] != members[:-1]]))
-    lengths = np.diff(np.concatenate([starts, [len(members)]]))
-    since_start = np.arange(len(members)) - np.repeat(starts, lengths)
-    padded = np.concatenate([np.full(length - 1, np.nan, dtype=np.float32), ordered])
+    since_start = _since_start(groups[order])
+    padded = np.concatenate([np.full(length - 1, np.nan, dtype=np.float32), values[order]])
     windows = np.lib.stride_tricks.sliding_window_view(padded, length).copy()
     for index in range(length - 1):
         windows[since_start < length - 1 - index, index] = np.nan

@@ -20,7 +20,7 @@ import numpy as np
 from jobs.preparation.prepared import Prepared
 from kit.bootstrap import Bootstrap
 from kit.metrics import LOSSES, evaluate, leading_metric, score, statistic
-from kit.rows import Part
+from kit.rows import Part, Split
 from kit.runner import output_error
 from kit.signature import Signature, Tensors, TensorSpec
 
@@ -124,9 +124,9 @@ def compare(before: Subject, after: Subject, *, prepared: Prepared) -> Compariso
         after: What became of it.
         prepared: Calibration takes training rows, everything else the held-out rows.
     """
-    held_out, metric = prepared.split.test, leading_metric(prepared.signature.task)
+    split, metric = prepared.split, leading_metric(prepared.signature.task)
     sides = [_side(each, prepared=prepared) for each in (before, after)]
-    latencies = _latencies(before.onnx, after.onnx, held_out=held_out)
+    latencies = _latencies(before.onnx, after.onnx, held_out=split.test)
     measured = [
         replace(side.measured, latency_ms=row, batch_latency_ms=batch)
         for side, (row, batch) in zip(sides, latencies, strict=True)
@@ -134,9 +134,9 @@ def compare(before: Subject, after: Subject, *, prepared: Prepared) -> Compariso
     return Comparison(
         before=measured[0],
         after=measured[1],
-        answers=_shift(metric, held_out.labels, sides[0].answers, sides[1].answers),
-        int8=_shift(metric, held_out.labels, sides[0].int8, sides[1].int8),
-        n_rows=len(held_out.labels),
+        answers=_shift(metric, split, sides[0].answers, sides[1].answers),
+        int8=_shift(metric, split, sides[0].int8, sides[1].int8),
+        n_rows=len(split.test.labels),
     )
 
 
@@ -150,16 +150,21 @@ def answers(onnx: bytes, tensors: Mapping[str, np.ndarray]) -> Tensors:
 def n_operations(network: torch.nn.Module, *, row_shape: tuple[int, ...]) -> int:
     """Count the multiplications with addition that a network does for one row.
 
-    Convolutions, matrix products and attention count; activations and normalisations do not.
+    Convolutions and matrix products count, those inside attention and recurrent layers included; activations,
+    normalisations and products of single elements do not. PyTorch's fused kernels (the attention fast path,
+    oneDNN, fused attention) hide their products from its counter, so they are off while it counts; what was
+    set before is restored.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     training = network.training
     network.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(torch.zeros((1, *row_shape)))
-    network.train(training)
+    try:
+        with torch.no_grad(), _nothing_fused(), FlopCounterMode(display=False) as counter:
+            network(torch.zeros((1, *row_shape)))
+    finally:
+        network.train(training)
     return int(counter.get_total_flops()) // 2  # it counts an addition and a multiplication as two
 
 
@@ -225,9 +230,10 @@ def _side(subject: Subject, *, prepared: Prepared) -> _Side:
     return _Side(measured, found, int8)
 
 
-def _shift(metric: str, labels: np.ndarray, before: Tensors, after: Tensors) -> Shift:
+def _shift(metric: str, split: Split, before: Tensors, after: Tensors) -> Shift:
+    labels = split.test.labels
     first, second = (statistic(metric, labels, outputs) for outputs in (before, after))
-    interval = Bootstrap().difference(second, first, n_rows=len(labels))
+    interval = Bootstrap(draw=split.draw).difference(second, first, n_rows=len(labels))
     values = [score(metric, labels, outputs) for outputs in (before, after)]
     rise = values[1] - values[0]
     worse = rise if metric in LOSSES else -rise
@@ -298,6 +304,24 @@ def _quantised(graph: bytes, calibration: Tensors) -> bytes:
             calibrate_method=quantization.CalibrationMethod.MinMax,
         )
         return written.read_bytes()
+
+
+@contextmanager
+def _nothing_fused() -> Iterator[None]:
+    """Let PyTorch compute in the operations it can count; see ``n_operations``."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    one_dnn = torch.backends.mkldnn
+    # what else flags() sets is given as it is: its own default, TF32, warns where there is none
+    off = one_dnn.flags(enabled=False, deterministic=one_dnn.deterministic, allow_tf32=one_dnn.allow_tf32)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with off, sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 A network must keep the task's leading metric. To lose up to 0.01 (1 % of it, for metrics of which less
 is better) counts as keeping it, and so does a difference that is within the noise of the held-out
-rows: half the width of a paired 95 % bootstrap interval. Beyond that:
+rows: half the width of a paired 95 % bootstrap interval. The fewer the rows, the wider that noise, so on
+fewer rows than the gates ask for, min_rows, it cannot be told and does not pay. Beyond that:
 
     prune, distill  make the model file or the operations at least 10 % smaller
     quantize        answers better in INT8 than the parent does, by more than the noise; or its INT8
@@ -36,13 +37,20 @@ class Verdict:
     reason: str
 
 
-def verdict(method: str, compared: Comparison) -> Verdict:
+def verdict(method: str, compared: Comparison, *, min_rows: int) -> Verdict:
     """Decide whether a compression pays; see the module.
 
     Args:
         method: ``prune``, ``distill`` or ``quantize``.
         compared: Parent and result on the same rows.
+        min_rows: Fewest held-out rows on which anything is decided, as for the gates.
     """
+    if compared.n_rows < min_rows:
+        return Verdict(
+            False,
+            f"too few rows to tell: {_moved(compared.answers)} on {compared.n_rows:,} held-out rows, fewer "
+            f"than min_rows = {min_rows:,} under [gates]; hold out more rows, or lower it",
+        )
     if not _kept(compared.answers):
         return Verdict(False, _lost(compared.answers, compared.n_rows, where=""))
     return _nearer(compared) if method == "quantize" else _smaller(compared)

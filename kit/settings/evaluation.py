@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from kit.settings.fields import CommandSettings, Compared, Metric, Seed, Settings, argument, path
+from kit.settings.fields import CommandSettings, Compared, Idle, Metric, Seed, Settings, argument, path
 
 
 class GatesSettings(Settings):
@@ -75,3 +75,9 @@ class EvaluateSettings(CommandSettings):
     card: str = path("Model card to write: this name with .md and .html.", default="model-card", min_length=1)
     gates: bool = Field(default=True, description="Whether a failed gate fails the command.")
     threads: int = Field(default=1, ge=1, le=256, description="Threads while measuring.")
+
+    @property
+    def idle(self) -> tuple[Idle, ...]:
+        """Folds, where none are counted."""
+        folded = self.cross_validation not in ("none", "leave-one-out")
+        return () if folded else (Idle("folds", "cross_validation", "'k-fold'"),)

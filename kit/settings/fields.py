@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -42,8 +43,28 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+@dataclass(frozen=True)
+class Idle:
+    """A setting that does nothing, because of what another one is.
+
+    Attributes:
+        name: Of the setting.
+        because: Name of the other one.
+        needed: What the other one has to be instead, in words.
+    """
+
+    name: str
+    because: str
+    needed: str
+
+
 class CommandSettings(Settings):
     """Settings of one command."""
+
+    @property
+    def idle(self) -> tuple[Idle, ...]:
+        """What does nothing with the other settings; to give one of these is a mistake."""
+        return ()
 
 
 def argument(description: str, *, path: bool = False, **more: Any) -> Any:

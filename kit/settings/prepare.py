@@ -150,6 +150,16 @@ class SelectSettings(Settings):
             raise ValueError(f"method = {self.method!r} needs keep; say how many features are kept")
         return self
 
+    @model_validator(mode="after")
+    def _method_uses_what_is_given(self) -> SelectSettings:
+        for name, method in (("threshold", "variance"), ("strength", "l1")):
+            if name in self.model_fields_set and self.method != method:
+                raise ValueError(
+                    f"{name} = {getattr(self, name):g} does nothing with method = {self.method!r}; take it "
+                    f"out, or set method = {method!r}"
+                )
+        return self
+
 
 class PrepareSettings(CommandSettings):
     """Check, clean, split and describe the project's data, as train does before it fits."""

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from kit.settings.fields import (
     FUNCTION_PATTERN,
     CommandSettings,
+    Idle,
     Metric,
     Scalar,
     Seed,
@@ -101,7 +102,11 @@ class TrainSettings(CommandSettings):
         default=2.0, ge=0, le=86_400, description="Time between checkpoints."
     )
     parity_tolerance: float = Field(
-        default=1e-4, gt=0, le=0.1, description="Largest allowed difference between Python and ONNX."
+        default=1e-4,
+        gt=0,
+        le=0.1,
+        description="Largest allowed difference between Python and ONNX, in standard deviations of the "
+        "answers; of probabilities as it is.",
     )
     golden_rows: int = Field(default=16, ge=1, le=4096, description="Sample rows kept in the version.")
     resume: bool = Field(
@@ -211,6 +216,14 @@ class TuneSettings(CommandSettings):
     )
 
 
+#: What each method of compression is decided by, besides the parent and the fine-tuning.
+DECIDES: dict[str, tuple[str, ...]] = {
+    "prune": ("ratio",),
+    "distill": ("student", "temperature", "teacher_weight"),
+    "quantize": ("temperature", "teacher_weight"),
+}
+
+
 class CompressSettings(CommandSettings):
     """Make a model smaller or easier to quantise, and register the result as a candidate."""
 
@@ -251,3 +264,16 @@ class CompressSettings(CommandSettings):
     address: str | None = Field(
         default=None, description="Ray cluster to run on; a Ray on this machine when left out."
     )
+
+    @property
+    def idle(self) -> tuple[Idle, ...]:
+        """What the method does not use."""
+        users: dict[str, list[str]] = {}
+        for method, names in DECIDES.items():
+            for name in names:
+                users.setdefault(name, []).append(method)
+        return tuple(
+            Idle(name, "method", " or ".join(map(repr, methods)))
+            for name, methods in users.items()
+            if self.method not in methods
+        )

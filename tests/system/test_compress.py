@@ -235,6 +235,17 @@ def test_a_project_that_is_no_longer_the_versions_is_refused(
     assert caught.value.hint
 
 
+def test_on_fewer_held_out_rows_than_the_gates_ask_for_nothing_is_promoted(lab: Lab, tmp_path: Path) -> None:
+    project = lab.twin(tmp_path / "digits")
+    change(project.folder / "kit.toml", "[gates.floors]", "[gates]\nmin_rows = 361\n[gates.floors]")
+    result = run(Project.open(project.folder), ratio=0.5, promote=True)
+    assert not result.pays
+    assert "too few rows to tell" in result.reason
+    assert "on 360 held-out rows, fewer than min_rows = 361 under [gates]" in result.reason
+    assert not result.candidate.promoted
+    assert project.registry().resolve("digits").number == 1
+
+
 ESTIMATOR = {"model": {"estimator": "sklearn.svm:SVC", "factory": None}}
 FACTORY = {"model": {"estimator": None, "factory": "model:build"}}
 
@@ -361,3 +372,57 @@ def test_a_trained_quantising_network_answers_like_its_plain_one_in_int8(lab: La
 def test_operations_are_counted_for_one_row() -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
     assert n_operations(network, row_shape=(1, 6, 6)) == 36 * 4 * 9 + 4 * 36 * 5
+
+
+class Sequences(nn.Module):
+    """One layer that PyTorch computes in a fused kernel, over rows of 16 steps, and a head."""
+
+    def __init__(self, layer: nn.Module, *, width: int = 64) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(width, 2)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        alone = isinstance(self.layer, nn.MultiheadAttention)
+        found = self.layer(x, x, x) if alone else self.layer(x)
+        return self.head((found[0] if isinstance(found, tuple) else found).mean(1))
+
+
+ATTENTION = 16 * 64 * 64 * 4 + 2 * 16 * 16 * 64
+
+
+@pytest.mark.parametrize(
+    "layer, row_shape, expected",
+    [
+        (nn.LSTM(8, 64, batch_first=True), (16, 8), 16 * 4 * 64 * (8 + 64)),
+        (nn.GRU(8, 64, batch_first=True), (16, 8), 16 * 3 * 64 * (8 + 64)),
+        (nn.MultiheadAttention(64, 4, batch_first=True), (16, 64), ATTENTION),
+        (
+            nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 1),
+            (16, 64),
+            ATTENTION + 2 * 16 * 64 * 128,
+        ),
+    ],
+    ids=["lstm", "gru", "attention", "transformer"],
+)
+def test_operations_inside_fused_layers_are_counted(
+    layer: nn.Module, row_shape: tuple[int, ...], expected: int
+) -> None:
+    assert n_operations(Sequences(layer), row_shape=row_shape) == expected + 64 * 2
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_counting_leaves_the_process_as_it_was_even_when_the_network_fails(fast: bool) -> None:
+    before = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    network = nn.Linear(3, 2).train()
+    torch.backends.mha.set_fastpath_enabled(fast)
+    try:
+        with torch.backends.mkldnn.flags(enabled=fast, allow_tf32=torch.backends.mkldnn.allow_tf32):
+            with pytest.raises(RuntimeError, match="shapes"):
+                n_operations(network, row_shape=(4,))
+            assert n_operations(network, row_shape=(3,)) == 6
+            now = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+            assert now == (fast, fast)
+            assert network.training
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before[0])
+    assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled) == before

@@ -321,6 +321,12 @@ def test_a_window_is_an_input(tmp_path: Path) -> None:
     assert held_out_table(Project.open(tmp_path)).column_names == ["a", "y", "when", "last"]
 
 
+def test_images_are_not_resized_where_the_data_is_a_table(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"images = 'resize' does nothing for data\.parquet") as caught:
+        load(project(tmp_path, more='images = "resize"'))
+    assert "take images out of [data]" in str(caught.value.hint)
+
+
 # splits
 
 

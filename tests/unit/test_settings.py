@@ -11,7 +11,7 @@ from kit import settings
 from kit.errors import SettingsError
 from kit.project import Project
 from kit.project_file import build, read_project_file
-from kit.settings import CommandSettings, Settings, TrainSettings
+from kit.settings import CommandSettings, CompressSettings, EvaluateSettings, Settings, TrainSettings
 
 VALID = """
 [project]
@@ -133,6 +133,79 @@ def test_an_impossible_combination_is_refused(tmp_path: Path, where: str, line: 
     if where == "[data.inputs]":
         text = VALID.replace('name = "image"', f'name = "image"\n{line}')
     assert message in refusal(tmp_path, text).message
+
+
+@pytest.mark.parametrize(
+    "where, lines, message",
+    [
+        (
+            "prepare.select",
+            "method = 'mutual-information'\nkeep = 5\nthreshold = 0.5",
+            "threshold = 0.5 does nothing with method = 'mutual-information'",
+        ),
+        (
+            "prepare.select",
+            "method = 'variance'\nstrength = 9.0",
+            "strength = 9 does nothing with method = 'variance'",
+        ),
+        ("prepare.select", "method = 'l1'\nthreshold = 0.0", "set method = 'variance'"),
+    ],
+)
+def test_a_setting_that_does_nothing_with_the_others_is_refused(
+    tmp_path: Path, where: str, lines: str, message: str
+) -> None:
+    error = refusal(tmp_path, section(where, lines))
+    assert message in error.message
+    assert error.hint
+
+
+COMMANDS: dict[str, type[CommandSettings]] = {"compress": CompressSettings, "evaluate": EvaluateSettings}
+
+
+@pytest.mark.parametrize(
+    "name, lines, flags, message",
+    [
+        (
+            "compress",
+            "method = 'quantize'\nratio = 0.9",
+            {},
+            "ratio = 0.9 does nothing with method = 'quantize'",
+        ),
+        ("compress", "", {"method": "distill", "ratio": 0.9}, "method = 'distill'"),
+        ("compress", "", {"temperature": 5.0}, "temperature = 5.0 does nothing with method = 'prune'"),
+        ("compress", "method = 'prune'\nstudent = { width = 4 }", {}, "student = {'width': 4} does nothing"),
+        ("evaluate", "", {"folds": 9}, "folds = 9 does nothing with cross_validation = 'none'"),
+        ("evaluate", "cross_validation = 'leave-one-out'\nfolds = 9", {}, "folds = 9 does nothing"),
+    ],
+)
+def test_a_setting_that_another_one_makes_idle_is_refused(
+    tmp_path: Path, name: str, lines: str, flags: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "kit.toml").write_text(section(name, lines), encoding="utf-8")
+    project = Project.open(tmp_path)
+    with pytest.raises(SettingsError) as caught:
+        project.command(name, COMMANDS[name], {"model": "digits", **flags})
+    assert message in caught.value.message
+    assert "out, or set" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "name, lines, flags, expected",
+    [
+        ("compress", "", {"ratio": 0.3}, {"method": "prune", "ratio": 0.3}),
+        ("compress", "temperature = 2.0", {"method": "quantize"}, {"temperature": 2.0}),
+        ("compress", "student = { width = 4 }", {}, {"method": "prune"}),
+        ("compress", "method = 'prune'\nratio = 0.3", {"method": "distill"}, {"method": "distill"}),
+        ("evaluate", "folds = 9", {}, {"cross_validation": "none"}),
+        ("evaluate", "folds = 9", {"cross_validation": "k-fold"}, {"folds": 9}),
+    ],
+)
+def test_what_the_file_keeps_for_another_time_is_not_refused(
+    tmp_path: Path, name: str, lines: str, flags: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    (tmp_path / "kit.toml").write_text(section(name, lines), encoding="utf-8")
+    made = Project.open(tmp_path).command(name, COMMANDS[name], {"model": "digits", **flags})
+    assert {key: getattr(made, key) for key in expected} == expected
 
 
 @pytest.mark.parametrize(

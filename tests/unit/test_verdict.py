@@ -35,6 +35,7 @@ def compared(
     int8_error: float = 0.10,
     answers: Shift | None = None,
     int8: Shift | None = None,
+    n_rows: int = 200,
 ) -> Comparison:
     after = replace(BEFORE, size_bytes=size_bytes, operations=operations, int8_error=int8_error)
     return Comparison(
@@ -42,7 +43,7 @@ def compared(
         after=after,
         answers=answers or moved(0.95, 0.95),
         int8=int8 or moved(0.94, 0.94),
-        n_rows=200,
+        n_rows=n_rows,
     )
 
 
@@ -54,7 +55,7 @@ def compared(
 def test_a_tenth_of_size_or_operations_has_to_go(
     method: str, size_bytes: int, operations: int, pays: bool
 ) -> None:
-    decided = verdict(method, compared(size_bytes=size_bytes, operations=operations))
+    decided = verdict(method, compared(size_bytes=size_bytes, operations=operations), min_rows=100)
     assert decided.pays is pays
     assert ("has to shrink by 10%" in decided.reason) is not pays
 
@@ -74,7 +75,7 @@ def test_a_tenth_of_size_or_operations_has_to_go(
 def test_what_loses_more_than_is_allowed_and_than_noise_does_not_pay(
     method: str, answers: Shift, kept: bool
 ) -> None:
-    decided = verdict(method, compared(size_bytes=100, int8_error=0.01, answers=answers))
+    decided = verdict(method, compared(size_bytes=100, int8_error=0.01, answers=answers), min_rows=100)
     assert decided.pays is kept
     assert ("noise on 200 held-out rows" in decided.reason) is not kept
 
@@ -92,6 +93,18 @@ def test_what_loses_more_than_is_allowed_and_than_noise_does_not_pay(
 def test_quantising_pays_when_int8_is_better_than_noise_or_a_quarter_nearer(
     int8: Shift, int8_error: float, pays: bool, said: str
 ) -> None:
-    decided = verdict("quantize", compared(int8=int8, int8_error=int8_error))
+    decided = verdict("quantize", compared(int8=int8, int8_error=int8_error), min_rows=100)
     assert decided.pays is pays
     assert said in decided.reason
+
+
+@pytest.mark.parametrize("method", ["prune", "distill", "quantize"])
+@pytest.mark.parametrize("n_rows, pays", [(20, False), (99, False), (100, True)])
+def test_on_fewer_rows_than_the_gates_ask_for_nothing_pays(method: str, n_rows: int, pays: bool) -> None:
+    lucky = moved(0.95, 0.80, noise=0.15)  # within the noise that so few rows have
+    decided = verdict(
+        method, compared(size_bytes=100, int8_error=0.01, answers=lucky, n_rows=n_rows), min_rows=100
+    )
+    assert decided.pays is pays
+    said = f"too few rows to tell: accuracy was 0.9500 and is 0.8000 on {n_rows} held-out rows"
+    assert decided.reason.startswith(said) is not pays

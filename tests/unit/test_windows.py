@@ -10,7 +10,7 @@ from hypothesis import strategies as some
 
 from kit.errors import InputError, SettingsError
 from kit.settings import WindowSettings
-from kit.windows import add_windows, check_windows, window_values
+from kit.windows import add_windows, check_windows, window_reach, window_values
 
 NAN = float("nan")
 
@@ -67,6 +67,26 @@ def test_no_window_looks_ahead_or_into_another_group(rows: list[tuple[int, int]]
         )
         past = history[: history.index(row) + 1][-length:]
         assert same([found], [[NAN] * (length - len(past)) + [float(index) for index in past]])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    some.lists(
+        some.tuples(some.integers(0, 5), some.integers(0, 3), some.booleans()), min_size=1, max_size=60
+    ),
+    some.integers(2, 9),
+    some.integers(0, 2**60),
+)
+def test_a_window_reaches_the_rows_whose_values_it_holds(
+    rows: list[tuple[int, int, bool]], length: int, chosen: int
+) -> None:
+    values_ = [float(index) if row[2] else None for index, row in enumerate(rows)]
+    table = pa.table({"t": [row[0] for row in rows], "g": [row[1] for row in rows], "v": values_})
+    asked = np.array([bool(chosen >> index & 1) for index in range(len(rows))])
+    made = window(group="g", length=length)
+    found = window_reach(table, made, time=None).holding(asked)
+    held = [[int(value) for value in row if value == value] for row in window_values(table, made, time=None)]
+    assert found.tolist() == [bool(asked[row].any()) for row in held]
 
 
 def test_windows_become_columns_of_lists_and_are_told() -> None:
