@@ -33,6 +33,7 @@ from kit.errors import GateError, InputError, SettingsError
 from kit.files import canonical_json, read_json, write_atomic
 from kit.gates import GateResult, Judgement, failures, next_step
 from kit.junit import junit_xml
+from kit.lineage import question_difference
 from kit.metrics import Measured, by_class, leading_metric, measure, statistic
 from kit.model_version import ModelVersion
 from kit.project import Project
@@ -194,7 +195,9 @@ def _judged(job: _Job, outputs: Tensors) -> Judgement:
     )
     champion = job.champion[1] if job.champion is not None else None
     table = None if job.rows.held_out else job.rows.fingerprint
-    return judge(job.project, contender, rows=job.rows.part, champion=champion, table=table)
+    return judge(
+        job.project, contender, rows=job.rows.part, champion=champion, table=table, draw=job.rows.draw
+    )
 
 
 def _identity(job: _Job) -> dict[str, Any]:
@@ -202,6 +205,12 @@ def _identity(job: _Job) -> dict[str, Any]:
     notes = []
     if not job.rows.held_out and job.rows.fingerprint == lineage.get("data", {}).get("fingerprint"):
         notes.append("these are the rows it was trained on, so the figures say little about new ones")
+    data = job.project.settings.data
+    if data.split in ("grouped", "time") and job.rows.draw.kind == "rows":
+        column = data.group if data.split == "grouped" else data.time
+        notes.append(
+            f"the table has no column {column!r}, so the intervals take its rows for independent ones"
+        )
     if job.recipe is not None and code_digest(job.project) != lineage.get("code", {}).get("digest"):
         notes.append(
             "the project's Python has changed since it was trained; folds and curves use it as it is"
@@ -227,17 +236,23 @@ def _identity(job: _Job) -> dict[str, Any]:
 def _figures(job: _Job, outputs: Tensors, measured: Measured) -> dict[str, Any]:
     """Measure metrics with their intervals, each class, calibration and slices."""
     labels, gates = job.rows.part.labels, job.project.settings.gates
-    bootstrap = Bootstrap(gates.resamples, gates.confidence, gates.seed)
-    intervals: dict[str, list[float]] = {}
-    for metric in measured.values:
-        interval = bootstrap.interval(statistic(metric, labels, outputs), n_rows=len(labels))
-        if interval.is_bounded:
-            intervals[metric] = [interval.low, interval.high]
+    bootstrap = Bootstrap(gates.resamples, gates.confidence, gates.seed, job.rows.draw)
+    statistics = {metric: statistic(metric, labels, outputs) for metric in measured.values}
+    intervals = {
+        metric: [interval.low, interval.high]
+        for metric, interval in bootstrap.intervals(statistics, n_rows=len(labels)).items()
+        if interval.is_bounded
+    }
     facts: dict[str, Any] = {
         "metric": job.metric,
         "metrics": measured.values,
         "undefined": measured.undefined,
-        "intervals": {"confidence": gates.confidence, "resamples": gates.resamples, "bounds": intervals},
+        "intervals": {
+            "confidence": gates.confidence,
+            "resamples": gates.resamples,
+            "drawn": job.rows.draw.kind,
+            "bounds": intervals,
+        },
         "by_class": {},
         "calibration": None,
     }
@@ -265,6 +280,9 @@ def _champion_facts(job: _Job) -> dict[str, Any] | None:
         "metrics": {},
         "reason": signature_difference(job.version.signature, version.signature),
     }
+    trained_on = [each.manifest.get("lineage", {}).get("data", {}) for each in (version, job.version)]
+    if not facts["reason"] and (asked := question_difference(*trained_on)):
+        facts["reason"] = f"it was trained on another question: {asked}"
     if not facts["reason"]:
         try:
             outputs = answer_rows(job.engine(version), job.rows.part.tensors)
@@ -372,6 +390,8 @@ def _kept(job: _Job, facts: dict[str, Any]) -> dict[str, Any]:
         before.get("data", {}).get(name) != facts["data"][name] for name in same
     ):
         return {}
+    if before.get("explained") != facts["explained"]:
+        asked["shap"] = True  # of other rows than the card says were explained
     kept = {name: before[name] for name, again in asked.items() if not again and before.get(name)}
     if not kept:
         return {}

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kit.bootstrap import Bootstrap
+from kit.bootstrap import INDEPENDENT, Bootstrap, Draw
 from kit.engines import Engine, open_engine
 from kit.errors import NotFoundError
 from kit.gates import (
@@ -25,8 +25,10 @@ from kit.gates import (
     check_latency,
     check_max_loss,
     check_size,
+    other_question,
     undecided,
 )
+from kit.lineage import question_difference
 from kit.metrics import measure
 from kit.model_version import ModelVersion
 from kit.project import Project
@@ -67,6 +69,7 @@ def judge(
     rows: Part,
     champion: ModelVersion | None,
     table: str | None = None,
+    draw: Draw = INDEPENDENT,
 ) -> Judgement:
     """Hold a version against every gate of the project.
 
@@ -77,6 +80,7 @@ def judge(
         champion: What it is held against; None when there is none.
         table: Fingerprint of the labelled table the rows are; None where they are those held out when the
             contender was trained.
+        draw: Which of the rows a bootstrap draws together.
 
     Raises:
         InputError: The contender's answers are not finite, or there are no rows.
@@ -86,7 +90,7 @@ def judge(
     results = list(
         check_floors(measured.values, dict[str, float](gates.floors.items()), undefined=measured.undefined)
     )
-    results += _losses(project, contender, rows=rows, champion=champion, table=table)
+    results += _losses(project, contender, rows=rows, champion=champion, table=table, draw=draw)
     return Judgement(
         results=tuple(results),
         champion=champion.digest if champion is not None else None,
@@ -141,6 +145,7 @@ def _losses(
     rows: Part,
     champion: ModelVersion | None,
     table: str | None,
+    draw: Draw,
 ) -> list[GateResult]:
     gates = project.settings.gates
     bounds = dict[str, float](gates.max_loss.items())
@@ -156,30 +161,23 @@ def _losses(
         }
         results.append(check_size(bounds.pop("size"), **sizes))
     differs = signature_difference(contender.signature, champion.signature)
-    if differs:
+    trained_on = champion.manifest.get("lineage", {}).get("data", {})
+    asked = question_difference(trained_on, contender.data)
+    if differs or asked:
+        differs = differs or other_question(asked)
         return [*undecided(bounds, reason=differs), *results]
     if not bounds:
         return results
-    bootstrap = Bootstrap(gates.resamples, gates.confidence, gates.seed)
-    engine = _open(champion.model_path, champion.signature)
+    of_metrics = {metric: bound for metric, bound in bounds.items() if metric not in _COSTS}
     compared = check_max_loss(
-        {metric: bound for metric, bound in bounds.items() if metric not in _COSTS},
+        of_metrics,
         labels=rows.labels,
         candidate=contender.outputs,
-        champion=answer_rows(engine, rows.tensors),
-        bootstrap=bootstrap,
+        champion=answer_rows(_open(champion.model_path, champion.signature), rows.tensors),
+        bootstrap=Bootstrap(gates.resamples, gates.confidence, gates.seed, draw),
         min_rows=gates.min_rows,
     )
-    trained_on = champion.manifest.get("lineage", {}).get("data", {})
-    note = (
-        _may_have_seen(contender.data, trained_on)
-        if table is None
-        else _have_learned(table, candidate=contender.data, champion=trained_on)
-    )
-    results += [
-        replace(result, reason="; ".join(each for each in (result.reason, note) if each))
-        for result in compared
-    ]
+    results += _noted(compared, candidate=contender.data, champion=trained_on, table=table)
     if "latency" in bounds:
         # Both are opened anew: a session that has answered a batch is a quarter slower on single rows.
         candidate_ms, champion_ms = _timed(
@@ -189,10 +187,31 @@ def _losses(
         )
         results.append(
             check_latency(
-                bounds["latency"], candidate_ms=candidate_ms, champion_ms=champion_ms, bootstrap=bootstrap
+                bounds["latency"],
+                candidate_ms=candidate_ms,
+                champion_ms=champion_ms,
+                bootstrap=Bootstrap(gates.resamples, gates.confidence, gates.seed),
             )
         )
     return results
+
+
+def _noted(
+    results: Iterable[GateResult],
+    *,
+    candidate: Mapping[str, Any],
+    champion: Mapping[str, Any],
+    table: str | None,
+) -> list[GateResult]:
+    """Add to each result what must be known of who has learned from the rows."""
+    if table is None:
+        note = _may_have_seen(candidate, champion)
+    else:
+        note = _have_learned(table, candidate=candidate, champion=champion)
+    return [
+        replace(result, reason="; ".join(each for each in (result.reason, note) if each))
+        for result in results
+    ]
 
 
 def _open(path: Path, signature: Signature) -> Engine:

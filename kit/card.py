@@ -30,6 +30,12 @@ _SUFFIXES = (".md", ".html")
 #: A class with fewer measured rows than this is named among the limits.
 _FEW_ROWS = 30
 _MAX_SHOWN = 20
+#: What a bootstrap draws, by ``kit.bootstrap.Draw``'s kind, in words.
+_DRAWN = {
+    "rows": "the rows",
+    "groups": "whole groups of rows",
+    "blocks": "blocks of rows that follow each other in time",
+}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~&$!])")
 
 
@@ -59,6 +65,7 @@ def write_card(
         "inputs": [_described(spec) for spec in signature.inputs],
         "gates": [_gate(gate) for gate in facts["gates"]],
         "limits": limits(facts),
+        "drawn": _DRAWN[facts["intervals"].get("drawn", "rows")],
         "losses": LOSSES,
         "most": _MAX_SHOWN,
     }
@@ -80,7 +87,14 @@ def limits(facts: Mapping[str, Any]) -> list[str]:
         Sentences, each with the figure it rests on.
     """
     metric, bounds = facts["metric"], facts["intervals"]["bounds"]
-    said = [f"All figures are of {facts['n_rows']:,} {facts['data']['source']}; nothing else was measured."]
+    measured_on = f"{facts['n_rows']:,} {facts['data']['source']}"
+    if facts["cross_validation"]:
+        said = [
+            f"All figures but those of the folds are of {measured_on}; each fold's are of its own share of "
+            "all rows, held-out ones included. Nothing else was measured."
+        ]
+    else:
+        said = [f"All figures are of {measured_on}; nothing else was measured."]
     said += [f"{note[0].upper()}{note[1:]}." for note in facts["notes"]]
     if metric in bounds:
         low, high = bounds[metric]

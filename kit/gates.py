@@ -14,12 +14,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kit.bootstrap import Bootstrap
+from kit.bootstrap import Bootstrap, Draw, Interval, difference
 from kit.errors import InputError, nearest
-from kit.metrics import LOSSES, Outputs, UndefinedMetricError, score, statistic
+from kit.metrics import LOSSES, Outputs, Statistic, UndefinedMetricError, score, statistic
 
 Kind = Literal["floor", "max_loss"]
 _TOO_FEW = "are fewer than min_rows ="
+_TOO_FEW_GROUPS = "groups are fewer than"
+_OTHER_QUESTION = "the champion was trained on another question"
+#: Fewest groups on which a loss is decided where rows are drawn by group: of fewer, the percentiles are too
+#: narrow. Source: Cameron and Miller, "A Practitioner's Guide to Cluster-Robust Inference" (2015), sec. VI.
+MIN_GROUPS = 30
 
 
 @dataclass(frozen=True)
@@ -164,55 +169,58 @@ def check_max_loss(
         labels: The truth, shape (n_rows,).
         candidate: The candidate's outputs for these rows.
         champion: The champion's outputs for them.
-        bootstrap: How the interval of the difference is made.
+        bootstrap: How the interval of the difference is made; where it draws groups, fewer than
+            ``MIN_GROUPS`` decide nothing.
         min_rows: Fewest rows on which anything is decided.
 
     Raises:
         InputError: A metric does not fit the task.
     """
-    return tuple(
-        _one_loss(
-            GateResult(metric, None, bound, passed=False, kind="max_loss", n_rows=len(labels)),
-            labels=labels,
-            outputs=(candidate, champion),
-            bootstrap=bootstrap,
-            min_rows=min_rows,
-        )
+    n_rows = len(labels)
+    results = {
+        metric: GateResult(metric, None, bound, passed=False, kind="max_loss", n_rows=n_rows)
         for metric, bound in sorted(bounds.items())
-    )
-
-
-def _one_loss(
-    gate: GateResult,
-    *,
-    labels: np.ndarray,
-    outputs: tuple[Outputs, Outputs],
-    bootstrap: Bootstrap,
-    min_rows: int,
-) -> GateResult:
-    n_rows, metric = len(labels), gate.metric
-    if n_rows < min_rows:
-        return replace(gate, reason=f"{n_rows} rows {_TOO_FEW} {min_rows}")
-    figures: list[float] = []
-    for name, each in zip(("candidate", "champion"), outputs, strict=True):
-        if not all(np.isfinite(each[key]).all() for key in ("probabilities", "value") if key in each):
-            return replace(
-                gate, reason=f"the {name} answers some of the rows with values that are not finite"
-            )
+    }
+    reason = _why_undecided(candidate, champion, n_rows=n_rows, min_rows=min_rows, draw=bootstrap.draw)
+    if reason:
+        return tuple(replace(gate, reason=reason) for gate in results.values())
+    shifts: dict[str, Statistic] = {}
+    for metric, gate in results.items():
         try:
-            figures.append(score(metric, labels, each))
+            figures = [score(metric, labels, each) for each in (candidate, champion)]
         except UndefinedMetricError as error:
-            return replace(gate, reason=error.message)
-    gate = replace(gate, value=figures[0], champion=figures[1])
-    first, second = (statistic(metric, labels, each) for each in outputs)
-    interval = bootstrap.difference(first, second, n_rows=n_rows)
+            results[metric] = replace(gate, reason=error.message)
+            continue
+        results[metric] = replace(gate, value=figures[0], champion=figures[1])
+        shifts[metric] = difference(*(statistic(metric, labels, each) for each in (candidate, champion)))
+    for metric, interval in bootstrap.intervals(shifts, n_rows=n_rows).items():
+        results[metric] = _decided(results[metric], interval, resamples=bootstrap.resamples)
+    return tuple(results.values())
+
+
+def _why_undecided(candidate: Outputs, champion: Outputs, *, n_rows: int, min_rows: int, draw: Draw) -> str:
+    """Say why these rows or answers decide nothing; empty where they do."""
+    if n_rows < min_rows:
+        return f"{n_rows} rows {_TOO_FEW} {min_rows}"
+    if draw.kind == "groups" and draw.n_groups < MIN_GROUPS:
+        return (
+            f"the {n_rows} rows are of {draw.n_groups} groups, which are drawn whole, and {draw.n_groups} "
+            f"{_TOO_FEW_GROUPS} {MIN_GROUPS}"
+        )
+    for name, each in (("candidate", candidate), ("champion", champion)):
+        if not all(np.isfinite(each[key]).all() for key in ("probabilities", "value") if key in each):
+            return f"the {name} answers some of the rows with values that are not finite"
+    return ""
+
+
+def _decided(gate: GateResult, interval: Interval, *, resamples: int) -> GateResult:
     if not interval.is_bounded:
         return replace(
             gate,
-            reason=f"{metric} is not defined on {interval.n_undefined} of {bootstrap.resamples} resamples "
-            f"of the {n_rows} rows; too few of them are of some class",
+            reason=f"{gate.metric} is not defined on {interval.n_undefined} of {resamples} resamples "
+            f"of the {gate.n_rows} rows; too few of them are of some class",
         )
-    worst = interval.high if metric in LOSSES else -interval.low
+    worst = interval.high if gate.metric in LOSSES else -interval.low
     return replace(gate, low=interval.low, high=interval.high, passed=_within(worst, gate.bound))
 
 
@@ -277,9 +285,22 @@ def undecided(bounds: Mapping[str, float], *, reason: str, passed: bool = False)
     )
 
 
+def other_question(differs: str) -> str:
+    """Give the reason why nothing is decided against a champion that answers something else.
+
+    Args:
+        differs: In what, as ``kit.lineage`` says it.
+    """
+    return f"{_OTHER_QUESTION}: {differs}"
+
+
 def next_step(results: Iterable[GateResult]) -> str:
-    """Say what helps a version past the gates it did not pass: training, or only more rows."""
+    """Say what helps a version past the gates it did not pass: training, more rows or the same question."""
     failed = [result for result in results if not result.passed]
+    if any(result.reason.startswith(_OTHER_QUESTION) for result in failed):
+        return "restore [data] label and [[prepare.windows]] in kit.toml and train again"
+    if failed and all(_TOO_FEW_GROUPS in result.reason for result in failed):
+        return "hold out more groups (test_fraction under [data])"
     if failed and all(_TOO_FEW in result.reason for result in failed):
         return "hold out more rows (test_fraction under [data]), or lower min_rows under [gates]"
     return "train better"

@@ -1,7 +1,8 @@
 """The manifest of a data set: its files, their digests, its columns and its number of rows.
 
-The fingerprint is a digest over file names and contents alone, so the same files have the same one
-wherever they lie. What the rows mean is not known here.
+The fingerprint is a digest over contents and, where there are several files, their names below the data
+set, which say the order of the rows. The same files have the same one wherever they lie, and a single file
+whatever it is called. What the rows mean is not known here.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 over the names and digests of the files."""
+        """The sha256 over the files; see ``fingerprint_of``."""
         return fingerprint_of(self.files)
 
     @property
@@ -165,12 +166,21 @@ def digest_files(uri: str, files: Sequence[TableFile] | None = None) -> tuple[Da
 
 
 def fingerprint_of(files: Sequence[DataFile]) -> str:
-    """Name a set of files by their names and content; returns 64 hexadecimal digits."""
+    """Name a set of files by their content and, of several, their names; returns 64 hexadecimal digits.
+
+    A single file's name is left aside: a copy under another name holds the same rows in the same order.
+    """
+    if len(files) == 1:
+        return digest_of({"": files[0].sha256})
     return digest_of({file.name: file.sha256 for file in files})
 
 
 def fingerprint(uri: str) -> str:
-    """Name a data set by its bytes: the same files give the same sha256, wherever they lie.
+    """Name a data set by its files: the same give the same sha256, wherever they lie.
+
+    It covers every byte of every file and, of several files, their names below the data set. It does not
+    cover where the data set lies, what a single file is called, or the type of a file that its name gives:
+    the same rows stored anew, or as another format, are other data.
 
     Raises:
         InputError: Nothing is there, or a file cannot be read.
@@ -186,7 +196,9 @@ def describe_table(files: Sequence[DataFile], table: pa.Table) -> Manifest:
 
 
 def compare(before: Manifest, after: Manifest) -> Comparison:
-    """Name the files that were added, removed and changed between two manifests."""
+    """Name the files that were added, removed and changed between two manifests; none of equal data."""
+    if before.fingerprint == after.fingerprint:
+        return Comparison((), (), ())
     old = {file.name: file.sha256 for file in before.files}
     new = {file.name: file.sha256 for file in after.files}
     return Comparison(

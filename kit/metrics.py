@@ -1,6 +1,6 @@
 """Metrics: how good answers are, by scikit-learn's definitions.
 
-Each metric is written once, over rows that carry weights: with every weight 1 it is the metric, and with
+Each metric is written once, over rows that carry counts: with every count 1 it is the metric, and with
 the counts of many resamples, one line each, it is the metric on all of them at once (``kit.bootstrap``).
 The numbers are scikit-learn's with ``sample_weight``. Where scikit-learn puts a number in place of one that
 the rows do not determine (an average precision without a class, an R2 of equal labels, a share of a zero
@@ -34,8 +34,8 @@ class UndefinedMetricError(InputError):
 
 
 Outputs = Mapping[str, np.ndarray]
-#: A metric over weighted rows: weights of shape (n_samples, n_rows) to values of shape (n_samples,), NaN
-#: where a sample's rows do not determine it.
+#: A metric over counted rows: weights of shape (n_samples, n_rows), whole numbers from 0 in float64, to
+#: values of shape (n_samples,), NaN where a sample's rows do not determine it.
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 
@@ -179,11 +179,9 @@ def sum_by_group(weights: np.ndarray, groups: np.ndarray, *, n_groups: int) -> n
     Returns:
         Shape (n_samples, n_groups); 0 for a group without rows.
     """
-    order = np.argsort(groups, kind="stable")
-    present, starts = np.unique(groups[order], return_index=True)
-    sums = np.zeros((len(weights), n_groups))
-    if len(starts):
-        sums[:, present] = np.add.reduceat(weights[:, order], starts, axis=1)
+    sums = np.empty((len(weights), n_groups))
+    for line, sample in zip(sums, weights, strict=True):  # twice as fast as a product with one column a group
+        line[:] = np.bincount(groups, weights=sample, minlength=n_groups)
     return sums
 
 
@@ -212,13 +210,16 @@ def _by_class_mean(figure: str, *, weighted: bool = False) -> Callable[[np.ndarr
     """Average a figure over the classes that occur in the labels or the answers, as scikit-learn does."""
 
     def make(labels: np.ndarray, outputs: Outputs) -> Statistic:
-        answered, n_classes = outputs["label"], outputs["probabilities"].shape[1]
-        hit = np.where(answered == labels, labels, n_classes)  # misses fall into a group of their own
+        n_classes = outputs["probabilities"].shape[1]
+        met, pairs = np.unique(labels * n_classes + outputs["label"], return_inverse=True)
+        true, answered = np.divmod(met, n_classes)
+        hit = np.where(answered == true, true, n_classes)  # misses fall into a group of their own
 
         def value(weights: np.ndarray) -> np.ndarray:
-            right = sum_by_group(weights, hit, n_groups=n_classes + 1)[:, :n_classes]
-            support = sum_by_group(weights, labels, n_groups=n_classes)
-            given = sum_by_group(weights, answered, n_groups=n_classes)
+            counts = sum_by_group(weights, pairs, n_groups=len(met))
+            right = sum_by_group(counts, hit, n_groups=n_classes + 1)[:, :n_classes]
+            support = sum_by_group(counts, true, n_groups=n_classes)
+            given = sum_by_group(counts, answered, n_groups=n_classes)
             below = {"precision": given, "recall": support, "f1": (given + support) / 2}[figure]
             each = np.divide(right, below, out=np.zeros_like(right), where=below > 0)
             share = support if weighted else ((given + support) > 0).astype(np.float64)
@@ -237,10 +238,16 @@ def _one_against_the_rest(
     def make(labels: np.ndarray, outputs: Outputs) -> Statistic:
         probabilities = np.asarray(outputs["probabilities"], dtype=np.float64)
         if probabilities.shape[1] == 2:
-            return ranked(labels == 1, probabilities[:, 1])
-        probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
+            binary = ranked(labels == 1, probabilities[:, 1])
+            return lambda weights: binary(weights.astype(np.int32))
+        # As they are: shares of a float32 sum, made to sum to 1 anew, would order rows that tie.
         each = [ranked(labels == index, probabilities[:, index]) for index in range(probabilities.shape[1])]
-        return lambda weights: np.mean([one(weights) for one in each], axis=0)
+
+        def value(weights: np.ndarray) -> np.ndarray:
+            counts = weights.astype(np.int32)  # whole numbers sum in a tenth of the time, and exactly
+            return np.asarray(np.mean([one(counts) for one in each], axis=0))
+
+        return value
 
     return make
 
@@ -249,14 +256,15 @@ def _auc(positive: np.ndarray, scores: np.ndarray) -> Statistic:
     """Area under the ROC curve: the share of pairs of a positive and another row that are ranked right."""
     order, first, behind, found = _ranking(positive, scores)
 
-    def value(weights: np.ndarray) -> np.ndarray:
-        below = _running(weights[:, order])
-        mine = weights[:, order[found]]
-        total = mine.sum(axis=1)
+    def value(counts: np.ndarray) -> np.ndarray:
+        ranked = np.take(counts, order, axis=1)
+        mine, below = np.take(ranked, found, axis=1).astype(np.int64), _running(ranked)
+        total, n_rows = mine.sum(axis=1), below[:, -1]
         # A tie counts half, and among the positives themselves half of all pairs are right.
-        right = (mine * (below[:, first] + below[:, behind]) / 2).sum(axis=1) - total**2 / 2
+        both = np.take(below, first, axis=1) + np.take(below, behind, axis=1)
+        right_twice = (mine * both).sum(axis=1) - total**2
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(right / (total * (weights.sum(axis=1) - total)))
+            return np.asarray(right_twice / 2 / (total * (n_rows - total)))
 
     return value
 
@@ -266,10 +274,11 @@ def _average_precision(positive: np.ndarray, scores: np.ndarray) -> Statistic:
     order, _, behind, found = _ranking(positive, -scores)
     n_found = np.searchsorted(found, behind, side="left")  # positives up to the end of each one's tie
 
-    def value(weights: np.ndarray) -> np.ndarray:
-        mine = weights[:, order[found]]
-        hits, shown = _running(mine)[:, n_found], _running(weights[:, order])[:, behind]
-        precision = np.divide(hits, shown, out=np.zeros_like(hits), where=shown > 0)
+    def value(counts: np.ndarray) -> np.ndarray:
+        ranked = np.take(counts, order, axis=1)
+        mine, below = np.take(ranked, found, axis=1), _running(ranked)
+        hits, shown = np.take(_running(mine), n_found, axis=1), np.take(below, behind, axis=1)
+        precision = np.divide(hits, shown, out=np.zeros(hits.shape), where=shown > 0)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray((mine * precision).sum(axis=1) / mine.sum(axis=1))
 
@@ -292,10 +301,10 @@ def _ranking(
     return order, first, np.searchsorted(ranked, ranked[found], side="right"), found
 
 
-def _running(weights: np.ndarray) -> np.ndarray:
+def _running(counts: np.ndarray) -> np.ndarray:
     """Sum along the rows: before the first, after the first, and so on; shape (n_samples, n_rows + 1)."""
-    sums = np.zeros((len(weights), weights.shape[1] + 1))
-    np.cumsum(weights, axis=1, out=sums[:, 1:])
+    sums = np.zeros((len(counts), counts.shape[1] + 1), dtype=np.int64)
+    np.cumsum(counts, axis=1, out=sums[:, 1:])
     return sums
 
 
@@ -325,7 +334,8 @@ def _rmse(labels: np.ndarray, outputs: Outputs) -> Statistic:
 def _mape(labels: np.ndarray, outputs: Outputs) -> Statistic:
     if (labels == 0).any():
         return lambda weights: np.full(len(weights), np.nan)
-    return _mean(np.abs(_errors(labels, outputs)) / np.abs(labels.astype(np.float64)))
+    least = np.finfo(np.float64).eps  # what scikit-learn divides by at least
+    return _mean(np.abs(_errors(labels, outputs)) / np.maximum(np.abs(labels.astype(np.float64)), least))
 
 
 def _r2(labels: np.ndarray, outputs: Outputs) -> Statistic:

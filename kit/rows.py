@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from kit.bootstrap import INDEPENDENT, Draw
 from kit.cleaning import Change
 from kit.errors import InputError, SettingsError
 from kit.leakage import Evidence, check_leakage
@@ -77,6 +78,7 @@ class Split:
         leakage: What was looked for between the parts: ``check``, ``found``, ``detail``.
         n_files: Files of the data set.
         size_bytes: Their sizes together.
+        draw: Which of the test rows a bootstrap draws together.
     """
 
     train: Part
@@ -89,6 +91,7 @@ class Split:
     leakage: tuple[Mapping[str, Any], ...] = ()
     n_files: int = 0
     size_bytes: int = 0
+    draw: Draw = INDEPENDENT
 
 
 @dataclass(frozen=True)
@@ -205,8 +208,8 @@ class Rows:
             test: Positions of what is measured on.
 
         Raises:
-            InputError: An id, a time or a group that stays together is in two parts, or a class has no
-                training row.
+            InputError: An id, a time or a group that stays together is in two parts, a window reaches
+                across them, or a class has no training row.
         """
         parts = {"train": train, "validation": validation, "test": test}
         leakage = check_leakage(self.evidence, parts)
@@ -229,7 +232,16 @@ class Rows:
             leakage=leakage,
             n_files=self.manifest.n_files,
             size_bytes=self.manifest.size_bytes,
+            draw=self._draw(test),
         )
+
+    def _draw(self, positions: np.ndarray) -> Draw:
+        """Say which rows a bootstrap draws together: those that the split keeps together."""
+        if self.kind == "grouped":
+            return Draw.of_groups(self._needed_groups()[positions])
+        if self.kind == "time":
+            return Draw.of_times(self._needed_times()[positions])
+        return INDEPENDENT
 
     def _cut(self, candidates: np.ndarray, fraction: float, *, kind: SplitKind, leave: int = 1) -> Positions:
         seed = self.settings.seed

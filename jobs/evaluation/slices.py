@@ -115,7 +115,9 @@ def _groups(column: Any) -> Iterator[tuple[str, np.ndarray]]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind = column.type
     missing = column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
     if missing.any():
         yield _MISSING, missing
@@ -143,23 +145,29 @@ def _quantiles(column: Any, missing: np.ndarray) -> Iterator[tuple[str, np.ndarr
     """Cut a column of many numbers or moments into ranges of about as many rows."""
     import pyarrow as pa
 
-    if pa.types.is_temporal(column.type):
-        moments = np.array(column.to_numpy(zero_copy_only=False))
-        present = moments[~missing]
-        numbers = np.full(len(moments), np.nan)
-        numbers[~missing] = present.astype("int64").astype(np.float64)
-        by_number = dict(zip(numbers[~missing], present, strict=True))
-        shown = {number: np.datetime_as_string(moment) for number, moment in by_number.items()}
-    else:
-        numbers = np.array(column.to_numpy(zero_copy_only=False), dtype=np.float64)
-        shown = {}
+    timed = pa.types.is_temporal(column.type)
+    numbers = np.full(len(missing), np.nan)
+    present = column.drop_null()
+    if timed:  # Arrow gives each as whole numbers of its own size alone
+        present = present.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
+    numbers[~column.is_null().to_numpy(zero_copy_only=False)] = present.to_numpy(zero_copy_only=False)
     inside = numbers[~missing]
     cuts = np.unique(np.quantile(inside, np.linspace(0, 1, _N_QUANTILES + 1), method="lower"))
     # A range holds its upper end; the first its lower end as well.
     place = np.where(missing, -1, np.searchsorted(cuts[1:-1], numbers, side="left"))
     for index in range(max(len(cuts) - 1, 1)):
-        chosen = place == index
-        if chosen.any():
-            low, high = numbers[chosen].min(), numbers[chosen].max()
-            first, last = (shown.get(each, f"{each:.6g}") for each in (low, high))
-            yield f"{first} to {last}", chosen
+        chosen = np.flatnonzero(place == index)
+        if len(chosen):
+            ends = (chosen[numbers[chosen].argmin()], chosen[numbers[chosen].argmax()])
+            first, last = (_moment(column, end) if timed else f"{numbers[end]:.6g}" for end in ends)
+            yield f"{first} to {last}", place == index
+
+
+def _moment(column: Any, row: int) -> str:
+    """Say a moment, a time of day or a duration in words."""
+    import pyarrow as pa
+
+    if pa.types.is_time(column.type):
+        return str(column.slice(row, 1).cast(pa.string())[0].as_py())
+    value = column.slice(row, 1).to_numpy()[0]
+    return str(value) if pa.types.is_duration(column.type) else str(np.datetime_as_string(value))

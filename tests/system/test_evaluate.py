@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from datetime import date, time, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pyarrow import csv, parquet
 from jobs.candidate import register_candidate
 from jobs.evaluate import EvaluateResult, evaluate
 from jobs.evaluation.refit import recipe_of
+from jobs.evaluation.slices import rank_slices
 from jobs.fitting.local import fit_here
 from jobs.fitting.loop import FitConfig
 from jobs.fitting.network import build_network
@@ -78,6 +80,7 @@ def table(n_rows: int = N_ROWS, *, seed: int = 0) -> pa.Table:
         "place": place,
         "noise": noise,
         "day": np.arange(n_rows),
+        "mirror": np.where(side == "left", "right", "left"),
     }
     return pa.table(columns)
 
@@ -182,8 +185,92 @@ def test_a_table_of_new_rows_is_measured_and_promotes_nobody(project: Project) -
     assert facts["n_rows"] == 150
     assert facts["judgement"] is None
     assert "new.parquet" in facts["data"]["source"]
-    own = run(project, model="line@1", data="rows.parquet").facts
-    assert own["notes"] == ["these are the rows it was trained on, so the figures say little about new ones"]
+    shutil.copy(project.folder / "rows.parquet", project.folder / "copy.parquet")
+    for name in ("rows.parquet", "copy.parquet"):
+        own = run(project, model="line@1", data=name).facts
+        assert own["notes"] == [
+            "these are the rows it was trained on, so the figures say little about new ones"
+        ]
+
+
+@pytest.mark.parametrize("data", [None, "rows.parquet"])
+def test_a_version_is_not_measured_by_another_question_than_it_was_trained_on(
+    project: Project, data: str | None
+) -> None:
+    text = project.folder / "kit.toml"
+    text.write_text(text.read_text().replace('label = "side"', 'label = "mirror"'))
+    with pytest.raises(
+        InputError, match="model 'line' was trained on: label = 'mirror', not 'side'"
+    ) as caught:
+        run(Project.open(project.folder), model="line@1", data=data)
+    assert "restore [data] label" in str(caught.value.hint)
+
+
+def test_a_candidate_with_another_question_than_the_champions_is_not_promoted(project: Project) -> None:
+    text = project.folder / "kit.toml"
+    text.write_text(text.read_text().replace('label = "side"', 'label = "mirror"'))
+    changed = Project.open(project.folder)
+    number = register(changed, promote=True)
+    assert changed.registry().resolve("line@champion").number == 1
+    facts = run(changed, model=f"line@{number}", gates=False).facts
+    assert facts["champion"]["reason"] == "it was trained on another question: label = 'side', not 'mirror'"
+    assert facts["champion"]["metrics"] == {}
+
+
+@pytest.mark.parametrize(
+    "split, drawn", [('split = "grouped"', "groups"), ('split = "time"\ntime = "day"', "blocks")]
+)
+def test_rows_that_the_split_keeps_together_are_drawn_together(
+    project: Project, split: str, drawn: str
+) -> None:
+    text = project.folder / "kit.toml"
+    text.write_text(text.read_text().replace('group = "place"', f'group = "place"\n{split}'))
+    changed = Project.open(project.folder)
+    number = register(changed, promote=False)  # decided as it is registered, and again as it is evaluated
+    judged = Judgement.from_json(changed.registry().resolve(f"line@{number}").summary["judgement"])
+    result = run(changed, model=f"line@{number}", gates=False)
+    assert result.facts["intervals"]["drawn"] == drawn
+    assert judged == Judgement.from_json(result.facts["judgement"])
+    (gate,) = [gate for gate in result.gates if (gate.kind, gate.metric) == ("max_loss", "accuracy")]
+    assert ("groups are fewer than" in gate.reason) == (drawn == "groups")
+    assert (gate.low is None) == (drawn == "groups")
+    parquet.write_table(table(200, seed=9).drop_columns(["place", "day"]), project.folder / "bare.parquet")
+    bare = run(changed, model=f"line@{number}", data="bare.parquet", gates=False).facts
+    assert bare["intervals"]["drawn"] == "rows"
+    assert "its rows for independent ones" in bare["notes"][0]
+
+
+def test_a_value_that_is_refused_is_in_the_row_of_the_table_as_it_was_given(project: Project) -> None:
+    text = project.folder / "kit.toml"
+    rule = "[[prepare.rules]]\ncolumn = 'code'\npattern = 'ok'\notherwise = 'drop'\n\n[train]"
+    text.write_text(text.read_text().replace("[train]", rule))
+    rows = table(30).append_column("code", pa.array(["bad"] * 5 + ["ok"] * 25))
+    a = rows["a"].to_numpy().copy()
+    a[10] = np.inf
+    parquet.write_table(rows.set_column(0, "a", pa.array(a)), project.folder / "new.parquet")
+    with pytest.raises(InputError, match=r"column 'a'.*, row 10\b"):
+        run(Project.open(project.folder), model="line@1", data="new.parquet", gates=False)
+
+
+@pytest.mark.parametrize(
+    "column, first",
+    [
+        (pa.array([time(each % 24, each) for each in range(60)], pa.time32("s")), "00:00:00 to "),
+        (pa.array([time(each % 24, each) for each in range(60)], pa.time64("us")), "00:00:00.000000 to "),
+        (pa.array([timedelta(seconds=each) for each in range(60)], pa.duration("s")), "0 seconds to 14 "),
+        (pa.array([date(2024, 1, 1) + timedelta(each) for each in range(60)]), "2024-01-01 to 2024-01-15"),
+        (pa.array(range(60)).dictionary_encode(), "0 to 14"),
+        (pa.array([None, *np.arange(59.0)]).dictionary_encode(), "0 to 14"),
+    ],
+)
+def test_numbers_and_times_of_every_kind_are_cut_into_ranges(column: pa.Array, first: str) -> None:
+    labels = np.arange(60) % 2
+    outputs = {"label": np.zeros(60, dtype=np.int64), "probabilities": np.full((60, 2), 0.5, np.float32)}
+    found = rank_slices(pa.table({"c": column}), ["c"], labels=labels, outputs=outputs, metric="accuracy")
+    ranges = [each for each in found if each.value != "(missing)"]
+    assert len(ranges) == 4
+    assert any(each.value.startswith(first) for each in ranges)
+    assert sum(each.n_rows for each in found) == 60
 
 
 def test_rows_of_one_class_leave_the_rankings_out_and_their_gates_undecided(project: Project) -> None:
@@ -394,6 +481,10 @@ def test_shap_values_name_the_column_that_decides(project: Project) -> None:
     found = run(project, model="line@1", shap=True, explain_rows=30).facts["shap"]
     assert [each["column"] for each in found] == ["a", "b"]
     assert found[0]["mean_abs"] > 2 * found[1]["mean_abs"]
+    kept = run(project, model="line@1", explain_rows=30)
+    assert json.loads(kept.written[-1].read_text())["shap"] == json.loads(json.dumps(found))
+    fewer = run(project, model="line@1", explain_rows=20).facts
+    assert (fewer["explained"]["n_rows"], list(fewer["shap"])) == (20, [])  # the others were of 30 rows
 
 
 def test_a_setting_that_came_to_be_later_leaves_an_older_version_as_it_was(project: Project) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jobs.judge import Contender, answer_rows, find_champion, judge
+from kit.bootstrap import INDEPENDENT, Draw
 from kit.engines import open_engine
 from kit.errors import InputError, VerificationError
 from kit.gates import GateResult, Judgement
@@ -19,7 +20,7 @@ from kit.rows import Part
 from kit.settings import GatesSettings
 from kit.signature import Signature, TensorSpec
 
-DATA = {"fingerprint": "ab" * 32, "held_out": "cd" * 32}
+DATA = {"fingerprint": "ab" * 32, "held_out": "cd" * 32, "label": "side", "windows": []}
 
 
 @pytest.fixture
@@ -193,6 +194,39 @@ def test_of_a_labelled_table_it_is_said_who_was_trained_on_it(
     own = contender(champion, rows())
     (gate,) = judge(strict, own, rows=rows(), champion=champion, table=table).results
     assert gate.reason == said
+
+
+@pytest.mark.parametrize(
+    "trained_on, said",
+    [
+        ({**DATA, "label": "top"}, "label = 'top', not 'side'"),
+        ({**DATA, "windows": [{"name": "w", "column": "a", "length": 4}]}, "with the window 'w'"),
+    ],
+)
+def test_a_champion_that_was_trained_on_another_question_decides_nothing(
+    project: Project, tiny_parts: Parts, tmp_path: Path, trained_on: dict[str, Any], said: str
+) -> None:
+    champion = register(project, tiny_parts, tmp_path / "champion", data=trained_on)
+    strict = with_gates(project, max_loss={"accuracy": 0.5, "latency": 9.0, "size": 0.5})
+    judgement = judge(strict, contender(champion, rows()), rows=rows(), champion=champion)
+    assert {name for name, gate in named(judgement).items() if gate.passed} == {"size"}
+    assert named(judgement)["accuracy"].reason == f"the champion was trained on another question: {said}"
+
+
+def test_rows_that_belong_together_are_drawn_together(
+    project: Project, tiny_parts: Parts, tmp_path: Path
+) -> None:
+    version = register(project, tiny_parts, tmp_path / "v")
+    strict = with_gates(project, max_loss={"accuracy": 0.09})
+    part = rows(1000)
+    wrong = contender(version, part, wrong=50)
+    groups = np.arange(1000) // 25  # the wrong answers are two whole groups of forty
+
+    def verdict(draw: Draw) -> GateResult:
+        return judge(strict, wrong, rows=part, champion=version, draw=draw).results[0]
+
+    assert verdict(INDEPENDENT).passed
+    assert not verdict(Draw.of_groups(groups)).passed
 
 
 def test_the_champion_is_not_held_against_itself(project: Project, tiny_parts: Parts, tmp_path: Path) -> None:

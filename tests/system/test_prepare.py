@@ -167,7 +167,7 @@ def test_every_step_is_told_with_what_it_changed(project: Project) -> None:
     assert by_step["duplicates", None].n_values == 1
     assert {"split", "missing", "outliers"} <= {step for step, _ in steps}
     assert result.n_rows == len(SENSORS) * N_DAYS + 1
-    assert {leak["check"] for leak in result.leakage} == {"time", "duplicate rows"}
+    assert {leak["check"] for leak in result.leakage} == {"time", "duplicate rows", "window"}
 
 
 def test_the_record_describes_the_table_as_it_was_read(project: Project) -> None:

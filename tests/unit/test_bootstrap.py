@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kit.bootstrap import Bootstrap
+from kit.bootstrap import Bootstrap, Draw
 from kit.errors import InputError
-from kit.metrics import statistic
+from kit.metrics import Statistic, statistic
 
 
 def answers(n_rows: int, *, right: float, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -84,4 +84,62 @@ def test_one_row_can_be_resampled_and_no_row_cannot() -> None:
 def test_many_rows_are_resampled_in_pieces() -> None:
     pieces = [len(each) for each in Bootstrap(30).weights(100_000)]
     assert sum(pieces) == 30
-    assert max(pieces) == 10
+    assert max(pieces) == 1
+
+
+def test_pieces_of_any_size_draw_the_same_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.concatenate(list(Bootstrap(40).weights(101)))
+    monkeypatch.setattr("kit.bootstrap._MAX_CELLS", 303)
+    pieces = list(Bootstrap(40).weights(101))
+    assert len(pieces) == 14
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+
+
+def test_figures_bounded_together_are_those_bounded_one_by_one() -> None:
+    labels, outputs = answers(120, right=0.7, seed=1)
+    figures = {name: statistic(name, labels, outputs) for name in ("accuracy", "auc", "log_loss")}
+    together = Bootstrap(300).intervals(figures, n_rows=120)
+    assert together == {name: Bootstrap(300).interval(each, n_rows=120) for name, each in figures.items()}
+
+
+def test_rows_of_a_group_are_drawn_together() -> None:
+    codes = np.array([7, 3, 7, 3, 3, 11])
+    drawn = np.concatenate(list(Bootstrap(200, draw=Draw.of_groups(codes)).weights(6)))
+    for code in (3, 7, 11):
+        assert (np.ptp(drawn[:, codes == code], axis=1) == 0).all()
+    assert (drawn[:, [0, 1, 5]].sum(axis=1) == 3).all()  # as many groups as there are
+    assert len(np.unique(drawn.sum(axis=1))) > 1
+
+
+def test_rows_that_follow_each_other_in_time_are_drawn_together() -> None:
+    times = np.random.default_rng(0).permutation(27)
+    draw = Draw.of_times(times)
+    assert (draw.kind, draw.n_groups) == ("blocks", 9)
+    drawn = np.concatenate(list(Bootstrap(100, draw=draw).weights(27)))[:, np.argsort(times)]
+    assert (np.ptp(drawn.reshape(100, 9, 3), axis=2) == 0).all()
+
+
+def test_groups_that_are_right_or_wrong_as_a_whole_give_a_wider_interval() -> None:
+    right = np.repeat(np.arange(40) % 4 > 0, 25)
+    labels = np.zeros(1000, dtype=np.int64)
+    outputs = {"label": 1 - right, "probabilities": np.eye(2, dtype=np.float32)[1 - right]}
+    accuracy = statistic("accuracy", labels, outputs)
+    groups = Draw.of_groups(np.repeat(np.arange(40), 25))
+    whole = Bootstrap(draw=groups).interval(accuracy, n_rows=1000)
+    alone = Bootstrap().interval(accuracy, n_rows=1000)
+    assert whole.high - whole.low == pytest.approx(5 * (alone.high - alone.low), rel=0.15)
+
+
+def test_all_figures_are_taken_on_resamples_that_are_drawn_once() -> None:
+    seen: dict[str, list[np.ndarray]] = {"first": [], "second": []}
+
+    def watching(name: str) -> Statistic:
+        def value(weights: np.ndarray) -> np.ndarray:
+            seen[name].append(weights)
+            return weights[:, 0]
+
+        return value
+
+    Bootstrap(7).intervals({name: watching(name) for name in seen}, n_rows=100_000)
+    assert len(seen["first"]) == 7
+    assert all(one is other for one, other in zip(*seen.values(), strict=True))

@@ -29,7 +29,12 @@ FACTS: dict[str, Any] = {
     "metric": "accuracy",
     "metrics": {"accuracy": 0.9, "calibration_error": 0.04},
     "undefined": {"auc": "not defined on these 120 rows; some class is absent"},
-    "intervals": {"confidence": 0.95, "resamples": 2000, "bounds": {"accuracy": [0.85, 0.94]}},
+    "intervals": {
+        "confidence": 0.95,
+        "resamples": 2000,
+        "drawn": "groups",
+        "bounds": {"accuracy": [0.85, 0.94]},
+    },
     "by_class": {
         "low": {"precision": 0.9, "recall": 0.9, "f1": 0.9, "support": 110},
         EVIL: {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 10},
@@ -97,6 +102,7 @@ MANIFEST: dict[str, Any] = {
         },
         "prepare": {"rules": [{"column": EVIL, "pattern": "x*"}]},
         "train": {"epochs": 30, "min_workers": None},
+        "compress": {"method": "prune", "ratio": 0.375},
     },
     "parity": {"tolerance": 1e-4, "n_rows": 556},
 }
@@ -172,6 +178,9 @@ def test_every_table_in_markdown_is_as_wide_as_its_heading(card: tuple[str, str]
         "400",
         "0.217",
         "0.321",
+        "prune",
+        "0.375",
+        "bootstrap resamples of whole groups of rows",
     ],
 )
 def test_both_cards_hold_what_was_measured(card: tuple[str, str], figure: str) -> None:
@@ -200,8 +209,13 @@ def test_what_was_not_measured_is_called_so(tmp_path: Path, tiny_signature: Sign
 
 
 def test_the_limits_follow_from_the_figures() -> None:
+    alone = FACTS | {"cross_validation": None}
+    assert (
+        limits(alone)[0] == "All figures are of 120 held-out rows of rows.parquet; nothing else was measured."
+    )
     said = " ".join(limits(FACTS))
-    assert "All figures are of 120 held-out rows of rows.parquet" in said
+    assert "each fold's are of its own share of all rows" in said
+    assert "All figures but those of the folds are of 120 held-out rows of rows.parquet" in said
     assert "from 0.8500 to 0.9400" in said
     assert "auc is not defined" in said
     assert "(10)" in said  # the class with few rows

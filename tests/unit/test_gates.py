@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from kit.bootstrap import Bootstrap
+from kit.bootstrap import Bootstrap, Draw
 from kit.errors import InputError
 from kit.gates import (
     GateResult,
@@ -16,6 +16,7 @@ from kit.gates import (
     check_size,
     failures,
     next_step,
+    other_question,
     undecided,
 )
 
@@ -130,6 +131,33 @@ def test_a_champion_that_answers_no_numbers_leaves_the_gate_undecided() -> None:
     (gate,) = check_max_loss({"accuracy": 0.5}, candidate=good, champion=bad, **more)
     assert not gate.passed
     assert "the champion answers some of the rows with values that are not finite" in gate.reason
+
+
+def test_whole_groups_decide_less_than_their_rows_and_few_decide_nothing() -> None:
+    labels = np.zeros(2000, dtype=np.int64)
+    groups = np.repeat(np.arange(40), 50)
+    wrong = np.isin(groups, (0, 1)).astype(np.int64)  # in two of 40 groups every answer
+    right = {"label": labels, "probabilities": np.eye(2, dtype=np.float32)[labels]}
+    candidate = {"label": wrong, "probabilities": np.eye(2, dtype=np.float32)[wrong]}
+    more = {"labels": labels, "candidate": candidate, "champion": right, "min_rows": 100}
+    (alone,) = check_max_loss({"accuracy": 0.07}, bootstrap=Bootstrap(), **more)
+    assert alone.passed
+    (whole,) = check_max_loss({"accuracy": 0.07}, bootstrap=Bootstrap(draw=Draw.of_groups(groups)), **more)
+    assert not whole.passed
+    assert whole.low is not None
+    assert whole.low < -0.1
+    few = check_max_loss({"accuracy": 1.0}, bootstrap=Bootstrap(draw=Draw.of_groups(groups // 2)), **more)
+    assert (
+        few[0].reason
+        == "the 2000 rows are of 20 groups, which are drawn whole, and 20 groups are fewer than 30"
+    )
+    assert next_step(few) == "hold out more groups (test_fraction under [data])"
+
+
+def test_another_question_asks_to_be_restored() -> None:
+    gates = undecided({"auc": 0.1}, reason=other_question("label = 'y', not 'z'"))
+    assert "was trained on another question: label = 'y', not 'z'" in failures(gates)
+    assert "restore [data] label" in next_step(gates)
 
 
 def test_the_same_seed_decides_alike() -> None:

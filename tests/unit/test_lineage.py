@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ import numpy as np
 import pytest
 
 from kit.errors import InputError
-from kit.lineage import held_out_digest, require_same_rows, require_same_signature
+from kit.lineage import (
+    held_out_digest,
+    question,
+    question_difference,
+    require_same_question,
+    require_same_rows,
+    require_same_signature,
+)
 from kit.model_version import ModelVersion
 from kit.project import Project
 from kit.rows import Part, Split
@@ -51,6 +59,7 @@ def trained(version: ModelVersion, project: Project) -> ModelVersion:
         "held_out": held_out_digest(SPLIT.test),
         "n_test": 2,
         "n_validation": 1,
+        **question(project),
         **project.settings.data.model_dump(mode="json", include={"split", "group", "time", "gap", "seed"}),
     }
     return replace(version, manifest={**version.manifest, "lineage": {"data": data}})
@@ -91,6 +100,56 @@ def test_another_table_or_split_is_refused_with_what_the_user_can_do(
         hint = str(caught.value.hint)
         assert "train again" in hint
         assert hint.endswith(f"; or {otherwise}" if otherwise else "train again")
+
+
+WINDOW = """
+[[prepare.windows]]
+name = "height"
+column = "{column}"
+{more}
+length = 4
+"""
+
+
+def asking(folder: Path, *, column: str = "power", more: str = "", **changes: Any) -> Project:
+    project_of(folder, **changes)
+    with (folder / "kit.toml").open("a") as file:
+        file.write(WINDOW.format(column=column, more=more))
+    return Project.open(folder)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"label": "kind"}, "label = 'kind', not 'size'"),
+        ({"column": "temp"}, "the window 'height' has column = 'temp', not 'power'"),
+        ({"more": 'group = "place"'}, "the window 'height' has group = 'place', not None"),
+        ({"more": 'time = "day"'}, "the window 'height' has time = 'day', not None"),
+    ],
+)
+def test_another_question_is_refused_and_both_are_named(
+    tmp_path: Path, tiny_version: ModelVersion, changes: dict[str, Any], said: str
+) -> None:
+    version = trained(tiny_version, asking(tmp_path))
+    require_same_question(asking(tmp_path), version)
+    require_same_rows(asking(tmp_path), version, SPLIT)
+    now = asking(tmp_path, **changes)
+    for refuse in (require_same_question, partial(require_same_rows, split=SPLIT)):
+        with pytest.raises(InputError, match=f"asks another question than model 'tiny' .*: {said}") as caught:
+            refuse(now, version)
+        assert caught.value.hint == (
+            "restore [data] label and [[prepare.windows]] in kit.toml, or train again"
+        )
+
+
+def test_a_window_that_came_or_went_is_another_question_and_its_place_is_not(tmp_path: Path) -> None:
+    first, second = question(asking(tmp_path)), question(asking(tmp_path, column="temp"))
+    assert question_difference({**first, "windows": []}, first) == "without the window 'height'"
+    assert question_difference(first, {**first, "windows": []}) == "with the window 'height'"
+    other = [{**each, "name": "b"} for each in second["windows"]]
+    turned = {"label": "size", "windows": [*other, *first["windows"]]}
+    assert question_difference({"label": "size", "windows": [*first["windows"], *other]}, turned) == ""
+    assert question_difference(first, {}) == ""  # what is not recorded is not held against anything
 
 
 def test_rows_are_the_same_in_any_order() -> None:

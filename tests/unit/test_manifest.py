@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -48,6 +49,19 @@ def test_a_manifest_lists_files_columns_and_rows(folder: Path) -> None:
 def test_the_fingerprint_is_the_digest_over_names_and_digests(folder: Path) -> None:
     expected = digest_of({name: sha256_file(folder / name) for name in ("a.csv", "c/größe.csv")})
     assert fingerprint(str(folder)) == manifest_of(folder).fingerprint == expected
+
+
+def test_a_single_files_name_is_no_part_of_the_fingerprint_and_names_of_several_are(
+    folder: Path, tmp_path: Path
+) -> None:
+    before = manifest_of(folder)
+    copy = shutil.copy(folder / "a.csv", tmp_path / "copy.csv")
+    assert fingerprint(str(copy)) == fingerprint(str(folder / "a.csv"))
+    alone = describe_table(digest_files(str(copy)), read_table(str(copy)))
+    renamed = describe_table(digest_files(str(folder / "a.csv")), read_table(str(copy)))
+    assert compare(alone, renamed).describe("data") == ""
+    (folder / "a.csv").rename(folder / "z.csv")
+    assert manifest_of(folder).fingerprint != before.fingerprint
 
 
 def test_added_removed_and_changed_files_are_named(folder: Path) -> None:

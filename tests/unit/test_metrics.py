@@ -66,7 +66,8 @@ def test_weighted_classification_is_scikit_learns(n_classes: int, seed: int) -> 
     shares /= shares.sum(axis=1, keepdims=True)
     given = (labels[present], answered[present])
     more = {"sample_weight": weights[present], "zero_division": 0}
-    ranked = (labels, shares[:, 1]) if n_classes == 2 else (np.eye(n_classes)[labels], shares)
+    raw = outputs["probabilities"]
+    ranked = (labels, raw[:, 1]) if n_classes == 2 else (np.eye(n_classes)[labels], raw)
     expected = {
         "accuracy": theirs.accuracy_score(labels, answered, sample_weight=weights),
         "auc": theirs.roc_auc_score(*ranked, sample_weight=weights),
@@ -80,6 +81,26 @@ def test_weighted_classification_is_scikit_learns(n_classes: int, seed: int) -> 
     for metric, value in expected.items():
         found = statistic(metric, labels, outputs)(np.stack([weights, weights]))
         np.testing.assert_allclose(found, [value, value], rtol=1e-6, err_msg=metric)
+
+
+def test_rows_that_tie_in_float32_tie_in_the_rankings() -> None:
+    labels = np.array([0] * 50 + [1] * 50 + [2] * 5)
+    probabilities = np.zeros((105, 3), dtype=np.float32)
+    probabilities[:50], probabilities[50:100], probabilities[100:] = (0.2, 0.7, 0.1), (0.2, 0.8, 0), (0, 0, 1)
+    outputs = {"label": probabilities.argmax(axis=1), "probabilities": probabilities}
+    assert score("auc", labels, outputs) == pytest.approx(
+        theirs.roc_auc_score(labels, probabilities, multi_class="ovr"), rel=1e-12
+    )
+    assert score("average_precision", labels, outputs) == pytest.approx(
+        theirs.average_precision_score(np.eye(3)[labels], probabilities), rel=1e-12
+    )
+
+
+def test_a_tiny_target_is_a_share_as_large_as_scikit_learn_lets_it_be() -> None:
+    labels = np.array([1e-20, 1.0], dtype=np.float32)
+    value = np.array([1.0, 1.0], dtype=np.float32)
+    expected = theirs.mean_absolute_percentage_error(labels, value)
+    assert score("mape", labels, {"value": value}) == pytest.approx(expected)
 
 
 def test_weighted_regression_is_scikit_learns() -> None:
