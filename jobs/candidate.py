@@ -27,10 +27,10 @@ from jobs.fitting.loop import Fitted
 from jobs.judge import Contender, find_champion, judge
 from jobs.preparation.prepared import Prepared
 from jobs.tracking import check_tracking
-from kit.errors import GateError
+from kit.errors import ConflictError, GateError
 from kit.files import canonical_json, digest_of, sha256_file
 from kit.gates import GateResult, Judgement, failures, next_step
-from kit.lineage import held_out_digest
+from kit.lineage import held_out_digest, question
 from kit.metrics import evaluate
 from kit.model_version import Parts, write_model_version
 from kit.profile import profile
@@ -123,6 +123,7 @@ def register_candidate(
         lineage: What else decided the outcome: a study, a parent.
 
     Raises:
+        ConflictError: The project's Python is not the one the model was fitted with.
         GateError: The exported graph does not answer like the Python pipeline.
         ProjectError: The model cannot be exported.
         UnavailableError: The store or the disk fails.
@@ -198,9 +199,8 @@ def _export(
     reference = python_reference(fitted.model, transformer=transformer, signature=signature)
     ordinary = {name: array[:_PARITY_ROWS] for name, array in split.test.tensors.items()}
     strange = adversarial_rows(signature, sample={name: array[:8] for name, array in ordinary.items()})
-    rows = {name: np.concatenate([ordinary[name], strange[name]]) for name in ordinary}
     check = partial(check_estimator_parity, fitted.model) if is_estimator(fitted.model) else check_parity
-    parity = check(reference, answer, rows=rows, tolerance=settings.parity_tolerance)
+    parity = check(reference, answer, rows=ordinary, adversarial=strange, tolerance=settings.parity_tolerance)
     outputs = {name: np.asarray(value) for name, value in answer(split.test.tensors).items()}
     golden = {name: array[: settings.golden_rows] for name, array in split.test.tensors.items()}
     parts = Parts(
@@ -222,19 +222,24 @@ def _export(
                 else None,
             },
             "parity": {"tolerance": parity.tolerance, "n_rows": parity.n_rows},
-            "lineage": {**_lineage(project, settings, split, used=fitted.used), **lineage},
+            "lineage": {**_lineage(project, settings, split, fitted=fitted), **lineage},
         },
     )
     return parts, parity, outputs
 
 
-def _lineage(
-    project: Project, settings: TrainSettings, split: Split, *, used: Mapping[str, Any]
-) -> dict[str, Any]:
+def _lineage(project: Project, settings: TrainSettings, split: Split, *, fitted: Fitted) -> dict[str, Any]:
     data = project.settings.data
     train = used_settings(project, settings)
     # A batch that was halved, or workers that went away, are what the weights come from.
-    train |= {name: value for name, value in used.items() if name in train}
+    train |= {name: value for name, value in fitted.used.items() if name in train}
+    code = code_digest(project)
+    if fitted.code not in ("", code):
+        raise ConflictError(
+            "the project's Python was changed while the model was trained with it",
+            hint="run the same command again to train with what is there now; with the former files back it "
+            "goes on from what was learned",
+        )
     return {
         "data": {
             "path": data.path,
@@ -246,9 +251,10 @@ def _lineage(
             "n_validation": len(split.validation.rows),
             "n_test": len(split.test.rows),
             "held_out": held_out_digest(split.test),
+            **question(project),
             **data.model_dump(mode="json", include={"split", "group", "time", "gap", "seed"}),
         },
-        "code": {"digest": code_digest(project)},
+        "code": {"digest": code},
         "prepare": project.prepare().steps,
         "model": project.settings.model.model_dump(mode="json"),
         "train": train,
@@ -274,7 +280,7 @@ def _judge(project: Project, parts: Parts, *, split: Split, outputs: Tensors) ->
             data=parts.manifest["lineage"]["data"],
         )
         against = champion[1] if champion is not None else None
-        return judge(project, contender, rows=split.test, champion=against)
+        return judge(project, contender, rows=split.test, champion=against, draw=split.draw)
 
 
 def _register(

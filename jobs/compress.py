@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.alone import alone
-from jobs.candidate import Candidate, check_ready, register_candidate, run_identity
+from jobs.candidate import Candidate, check_ready, code_digest, register_candidate, run_identity
 from jobs.compression.distill import student_parameters
 from jobs.compression.measure import Measured, Subject, compare
 from jobs.compression.parent import Parent, load_parent, logits_of, open_parent, recorded_network
@@ -37,18 +37,13 @@ from jobs.train import OUTSIDE
 from kit.models import models
 from kit.project import Project
 from kit.settings import CompressSettings, ModelsSettings, TrainSettings
+from kit.settings.training import DECIDES
 
 if TYPE_CHECKING:
     import torch
 
 _log = logging.getLogger("kit")
 
-#: What each method is decided by, besides the parent and the fine-tuning.
-DECIDES = {
-    "prune": ("ratio",),
-    "distill": ("student", "temperature", "teacher_weight"),
-    "quantize": ("temperature", "teacher_weight"),
-}
 #: Step size where none is given, as a share of that of [train]: a student starts from nothing, a pruned
 #: network has to recover, a rounded one is nearly there.
 RATES = {"prune": 1 / 3, "distill": 1.0, "quantize": 1 / 10}
@@ -149,6 +144,7 @@ def compress(project: Project, settings: CompressSettings) -> CompressResult:
         UnavailableError: The cluster, the store or the disk fails.
     """
     check_ready(project)
+    code = code_digest(project)
     planned = plan(project, settings)
     identity = planned.identity()
     storage = project.state / "compress"
@@ -164,13 +160,13 @@ def compress(project: Project, settings: CompressSettings) -> CompressResult:
             identity=identity,
             hear=tracker.log_epoch,
         )
-        result = conclude(planned, fitted)
-        shutil.rmtree(storage / identity, ignore_errors=True)
+        result = conclude(planned, dataclasses.replace(fitted, code=code))
         tracker.log_metrics(
             {**result.candidate.metrics, "before": asdict(result.before), "after": asdict(result.after)}
         )
         tracker.log_artifact(result.record)
         tracker.register(result.candidate.version)
+        shutil.rmtree(storage / identity, ignore_errors=True)  # last: until here the same command goes on
     return result
 
 
@@ -260,7 +256,7 @@ def conclude(planned: Plan, fitted: Fitted) -> CompressResult:
         Subject(finished.model, version.model_path.read_bytes()),
         prepared=planned.prepared,
     )
-    decided = verdict(settings.method, compared)
+    decided = verdict(settings.method, compared, min_rows=project.settings.gates.min_rows)
     wanted = settings.promote and decided.pays
     promoted = wanted and all(gate.passed for gate in candidate.gates)
     if promoted:  # by the door everyone takes, which asks whom the gates were held against

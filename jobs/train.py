@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jobs.alone import alone
-from jobs.candidate import Candidate, check_ready, register_candidate, run_identity
+from jobs.candidate import Candidate, check_ready, code_digest, register_candidate, run_identity
 from jobs.fitting.baseline import constant_loss, warn_if_no_better
 from jobs.fitting.estimators import check_settings, used_settings
 from jobs.fitting.loop import Epoch, FitConfig, Fitted
@@ -27,8 +27,11 @@ from jobs.tracking import tracked
 from kit.project import Project
 from kit.settings import TrainSettings
 
-#: Settings of train that change nothing in the outcome, or that an interrupted run may go on without.
-OUTSIDE = {"promote", "resume", "address", "auto_batch", "checkpoint_interval_s"}
+#: Settings of train that change nothing in what is learned, or that an interrupted run may go on without.
+OUTSIDE = {
+    *("promote", "resume", "address", "auto_batch", "checkpoint_interval_s"),
+    *("parity_tolerance", "golden_rows"),  # of the version that is made of it
+}
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,14 @@ def train(project: Project, settings: TrainSettings) -> TrainResult:
     Raises:
         InputError: The data, the project's Python or the settings break a rule; training diverged, or
             memory ran out.
+        ConflictError: The same training is running already, or the project's Python was changed meanwhile.
         GateError: The exported graph does not answer like the Python pipeline.
         NotFoundError: There is no signing key.
-        ConflictError: The same training is running already.
         UnavailableError: The cluster, the store or the disk fails.
     """
     check_settings(project, settings)
     check_ready(project)
+    code = code_digest(project)
     prepared = prepare_rows(project)
     used = used_settings(project, settings)
     asked = {name: value for name, value in used.items() if name not in OUTSIDE}
@@ -77,12 +81,13 @@ def train(project: Project, settings: TrainSettings) -> TrainResult:
         tracker.log_parameters({"train": asked, "model": project.settings.model.model_dump(mode="json")})
         fitted = _fit(project, settings, prepared, storage=storage, identity=identity, hear=tracker.log_epoch)
         _compare(fitted, prepared, settings)
+        fitted = replace(fitted, code=code)
         candidate = register_candidate(project, settings, prepared, fitted, promote=settings.promote)
         record = _record(project, prepared, fitted, candidate)
-        shutil.rmtree(storage / identity, ignore_errors=True)
         tracker.log_metrics(candidate.metrics)
         tracker.log_artifact(record)
         tracker.register(candidate.version)
+        shutil.rmtree(storage / identity, ignore_errors=True)  # last: until here the same command goes on
     return TrainResult(candidate, fitted.epochs, fitted.best_epoch, record)
 
 

@@ -15,6 +15,7 @@ from jobs.cluster import is_disk_full
 from kit.errors import KitError, UnavailableError
 
 _log = logging.getLogger("kit")
+_SAY_AFTER_S = 5.0
 
 
 @contextmanager
@@ -23,7 +24,8 @@ def listening(hear: Callable[[dict[str, Any]], object] | None = None) -> Iterato
 
     Args:
         hear: Told of each epoch as well, in that thread; False asks the workers to stop, and so does an
-            error, which is raised when they have.
+            error, which is raised when they have. However slow it is, it hears of every epoch before the
+            block is left, unless by Ctrl-C.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -32,6 +34,7 @@ def listening(hear: Callable[[dict[str, Any]], object] | None = None) -> Iterato
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     listener: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Listener).remote()
     errors: list[BaseException] = []
+    left = threading.Event()  # from here on Ray may be shut down, and asking it would start another one
 
     def told(figures: dict[str, Any]) -> bool:
         """Say whether the training goes on."""
@@ -48,31 +51,41 @@ def listening(hear: Callable[[dict[str, Any]], object] | None = None) -> Iterato
 
     def follow() -> None:
         try:
-            while (figures := ray.get(listener.next.remote())) is not None:
-                listener.answer.remote(told(figures))
+            while (figures := ray.get(listener.next.remote())) is not None and not left.is_set():
+                goes_on = told(figures)
+                if left.is_set():
+                    return
+                listener.answer.remote(goes_on)
         except ray.exceptions.RayError:
             _log.debug("the listener is gone; later epochs are not shown")
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
-        yield listener
-    except Exception as error:  # whatever the training raised, what was heard may have come first
-        _end(listener, thread)
-        if errors:  # it came first
-            raise errors[0] from error
-        raise
-    except BaseException:  # Ctrl-C stands above whatever was heard
-        _end(listener, thread)
-        raise
-    _end(listener, thread)
-    if errors:
-        raise errors[0]
+        try:
+            yield listener
+        except Exception as error:  # whatever the training raised, what was heard may have come first
+            _hear_out(listener, thread)
+            if errors:  # it came first
+                raise errors[0] from error
+            raise
+        _hear_out(listener, thread)
+        if errors:
+            raise errors[0]
+    finally:
+        if thread.is_alive():  # Ctrl-C, which stands above whatever was heard
+            left.set()
+            listener.hear.remote(None)
+            thread.join(timeout=5)
 
 
-def _end(listener: Any, thread: threading.Thread) -> None:
+def _hear_out(listener: Any, thread: threading.Thread) -> None:
+    """Wait until the thread has told of every epoch, or has lost the listener."""
     listener.hear.remote(None)
-    thread.join(timeout=5)
+    thread.join(timeout=_SAY_AFTER_S)
+    if thread.is_alive():
+        _log.info("the training has ended; waiting until its last epochs are told")
+        thread.join()
 
 
 class _Listener:
@@ -122,20 +135,29 @@ class _Listener:
 @contextmanager
 def refused(listener: Any) -> Iterator[None]:
     """Raise what a worker refused, whatever Ray made of it."""
-    import ray
-
     try:
         yield
     except Exception as error:  # what Ray raises is its own class for every failure
-        refusal = ray.get(listener.refusal.remote())
+        refusal = refusal_of(listener)
         if refusal is not None:
             raise refusal from error
         if is_disk_full(error):
             raise disk_full() from error
         raise
-    refusal = ray.get(listener.refusal.remote())
+    refusal = refusal_of(listener)
     if refusal is not None:
         raise refusal
+
+
+def refusal_of(listener: Any) -> KitError | None:
+    """Ask what a worker has refused; a listener that is gone knows of nothing, and stops nobody."""
+    import ray
+
+    try:
+        refusal: KitError | None = ray.get(listener.refusal.remote())
+    except ray.exceptions.RayError:
+        return None
+    return refusal
 
 
 def disk_full() -> UnavailableError:

@@ -8,13 +8,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jobs.fitting.checkpoint import note_batch, with_noted_batch
 from jobs.fitting.loop import FitConfig, Fitted
 from jobs.fitting.memory import OutOfMemoryError, compute_twice
 from jobs.fitting.trainer import Trainer
@@ -39,11 +42,12 @@ def fit_here(
     hear: Callable[[dict[str, Any]], object],
     folder: Path | None = None,
     interval_s: float = 30.0,
+    told: int | None = None,
 ) -> Fitted:
     """Train in this process; with a folder, go on where an interrupted call with the same arguments stood.
 
-    The same arguments give the same weights, interrupted or not. What torch keeps for the whole process
-    (threads, generator, determinism) is put back afterwards.
+    The same arguments give the same weights, interrupted or not. What is kept for the whole process (torch's
+    threads and determinism, the generators of torch, numpy and Python) is put back afterwards.
 
     Args:
         project: What ``build`` makes the network of.
@@ -53,11 +57,14 @@ def fit_here(
         build: Makes the network from the project.
         hear: Told of each epoch with a dict of ``epoch`` (from 1), ``train_loss``, ``validation_loss`` and
             ``seconds``; stops the training after it by returning False. Epochs of an earlier call are
-            not told again.
+            not told again, but see ``told``.
         folder: Where checkpoints are written, atomically, and found again; made where it is missing,
             left to the caller afterwards. None keeps none.
         interval_s: Time between checkpoints; 0 writes one after every epoch, before
             ``hear`` is told of it.
+        told: How many epochs ``hear`` knows of from earlier calls. With ``interval_s`` = 0 a kill may come
+            between the checkpoint and ``hear``: then the checkpoint's last epoch is told now. None where it
+            knows of all in the checkpoint.
 
     Returns:
         The network with its best weights, on the CPU, in evaluation mode.
@@ -65,7 +72,8 @@ def fit_here(
     Raises:
         InputError: Training diverged, or memory ran out (``OutOfMemoryError``).
     """
-    given: FitConfig | None = fit
+    run = _Run(project=project, arrays=arrays, build=build, folder=folder, interval_s=interval_s, told=told)
+    given: FitConfig | None = with_noted_batch(folder, fit) if folder is not None else fit
     n_told = 0
 
     def tell(figures: dict[str, Any]) -> object:
@@ -79,48 +87,57 @@ def fit_here(
         fit = given
         try:
             with _settled(fit):
-                return _fit(
-                    project, fit, arrays, build=build, hear=tell, folder=folder, interval_s=interval_s
-                )
+                return _fit(run, fit, hear=tell)
         except OutOfMemoryError as error:
             given = fit.halved()
             if given is None:
                 raise
             _log.info("%s; going on with batch_size = %d", error.message, given.batch_size)
+            if folder is not None:
+                note_batch(folder, given)
     raise AssertionError("a fit that is halved is tried again")
 
 
-def _fit(
-    project: Project,
-    fit: FitConfig,
-    arrays: Mapping[str, np.ndarray],
-    *,
-    build: Build,
-    hear: Callable[[dict[str, Any]], object],
-    folder: Path | None,
-    interval_s: float,
-) -> Fitted:
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What stays the same when a fit is tried again in smaller batches; see ``fit_here``."""
+
+    project: Project
+    arrays: Mapping[str, np.ndarray]
+    build: Build
+    folder: Path | None
+    interval_s: float
+    told: int | None
+
+
+def _fit(run: _Run, fit: FitConfig, *, hear: Callable[[dict[str, Any]], object]) -> Fitted:
     import torch
 
     device = torch.device(device_here(fit))
-    torch.manual_seed(fit.seed)
-    network = build(project).to(device)
+    network = built(run.build, run.project, seed=fit.seed).to(device)
     if fit.gradient_checkpointing:
         compute_twice(network)
-    trainer = Trainer(network, fit, arrays, device=device, rank=0, world=1)
-    kept = _newest(folder)
+    trainer = Trainer(network, fit, run.arrays, device=device, rank=0, world=1)
+    kept = _newest(run.folder)
     if kept is not None:
         trainer.resume(kept)
 
     def keep() -> None:
-        if folder is not None:
-            _keep(trainer, folder)
+        if run.folder is not None:
+            _keep(trainer, run.folder)
 
-    trainer.run(hear=hear, keep=keep, interval_s=interval_s)
-    fresh = build(project)
+    trainer.run(hear=hear, keep=keep, interval_s=run.interval_s, told=run.told)
+    fresh = built(run.build, run.project, seed=fit.seed)
     fresh.load_state_dict(trainer.best)
     fresh.eval()
     return Fitted(fresh, tuple(trainer.progress.epochs), trainer.progress.best_epoch, trainer.used())
+
+
+def built(build: Build, project: Project, *, seed: int) -> torch.nn.Module:
+    """Make a network whose random numbers follow from the seed, whatever generator its factory draws from."""
+    with _own_generators():
+        _seed(seed)
+        return build(project)
 
 
 def device_here(fit: FitConfig) -> str:
@@ -144,18 +161,40 @@ def _settled(fit: FitConfig) -> Iterator[None]:
     """Set what torch keeps for the whole process, and put it back."""
     import torch
 
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    threads = torch.get_num_threads()
     strictness = torch.get_deterministic_debug_mode()
     filling: Any = torch.utils.deterministic
     filled = filling.fill_uninitialized_memory
     settle(fit)
     try:
-        yield
+        with _own_generators():
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.set_deterministic_debug_mode(strictness)
         filling.fill_uninitialized_memory = filled
-        torch.set_rng_state(state)
+
+
+@contextlib.contextmanager
+def _own_generators() -> Iterator[None]:
+    """Put the generators of the process back afterwards."""
+    import torch
+
+    kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(kept[0])
+        np.random.set_state(kept[1])
+        random.setstate(kept[2])
+
+
+def _seed(seed: int) -> None:
+    import torch
+
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
 
 
 def settle(fit: FitConfig) -> None:

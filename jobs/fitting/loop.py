@@ -190,12 +190,14 @@ class Fitted:
         best_epoch: Whose weights were kept, from 1; 0 for an estimator.
         used: What it ran with in the end, where that can differ from what was asked for: ``batch_size``,
             ``accumulation_steps``, ``workers``, ``device``; empty for an estimator.
+        code: Digest of the project's Python when the fit began; empty where nobody took it.
     """
 
     model: Any
     epochs: tuple[Epoch, ...]
     best_epoch: int
     used: Mapping[str, Any] = field(default_factory=dict)
+    code: str = ""
 
 
 def read_fitted(network: torch.nn.Module, folder: Path) -> Fitted:
@@ -208,7 +210,15 @@ def read_fitted(network: torch.nn.Module, folder: Path) -> Fitted:
     import torch
 
     network.load_state_dict(torch.load(folder / BEST, weights_only=True, map_location="cpu"))
-    kept = json.loads((folder / PROGRESS).read_text())
-    progress = Progress.of(kept)
-    used = {name: value for name, value in kept.items() if name not in Progress.__dataclass_fields__}
-    return Fitted(network, tuple(progress.epochs), progress.best_epoch, used)
+    progress = Progress.of(json.loads((folder / PROGRESS).read_text()))
+    return Fitted(network, tuple(progress.epochs), progress.best_epoch, read_used(folder))
+
+
+def read_used(folder: Path) -> dict[str, Any]:
+    """Read what a checkpoint was trained with; see ``Fitted.used``.
+
+    Args:
+        folder: What ``Trainer.save`` wrote.
+    """
+    kept: dict[str, Any] = json.loads((folder / PROGRESS).read_text())
+    return {name: value for name, value in kept.items() if name not in Progress.__dataclass_fields__}

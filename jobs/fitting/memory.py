@@ -100,6 +100,7 @@ def compute_twice(network: torch.nn.Module) -> None:
     from torch import nn
 
     found = 0
+    keeping: list[nn.Module] = []
     waiting = [network]
     while waiting:
         module = waiting.pop()
@@ -107,13 +108,25 @@ def compute_twice(network: torch.nn.Module) -> None:
             if keeps_only_averages(module):
                 module.forward = _in_stretches(module)  # type: ignore[method-assign]  # names must stay
                 found += 1
+            else:
+                keeping.append(module)
         elif isinstance(module, nn.ModuleList):
             for child in module:
-                if any(True for _ in child.parameters()) and keeps_only_averages(child):
+                if not any(True for _ in child.parameters()):
+                    continue
+                if keeps_only_averages(child):
                     child.forward = _again(child.forward, child)
                     found += 1
+                else:
+                    keeping.append(child)
         else:
             waiting += module.children()
+    if not found and keeping:
+        raise ProjectError(
+            "gradient_checkpointing is set, but computing twice would change what these layers keep: "
+            + ", ".join(_kept_state(network, keeping)),
+            hint="keep it outside the nn.Sequential or nn.ModuleList, or leave gradient_checkpointing out",
+        )
     if not found:
         raise ProjectError(
             "gradient_checkpointing is set, but the network has no stretch of layers to compute twice",
@@ -123,13 +136,21 @@ def compute_twice(network: torch.nn.Module) -> None:
 
 def keeps_only_averages(module: torch.nn.Module) -> bool:
     """Say whether all buffers of a module are the running averages of normalisation layers."""
+    return not _kept_state(module, [module])
+
+
+def _kept_state(network: torch.nn.Module, modules: list[torch.nn.Module]) -> list[str]:
+    """Name the buffers of some modules of a network that are no running averages of normalisation layers."""
     from torch.nn.modules.batchnorm import _NormBase
 
-    return all(
-        isinstance(each, _NormBase)
+    names = {each: name for name, each in network.named_modules()}
+    return [
+        f"{names[each]}.{name}".lstrip(".")
+        for module in modules
         for each in module.modules()
-        if any(True for _ in each.buffers(recurse=False))
-    )
+        if not isinstance(each, _NormBase)
+        for name, _ in each.named_buffers(recurse=False)
+    ]
 
 
 def _in_stretches(module: torch.nn.Sequential) -> Callable[[Any], Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections.abc import Mapping
@@ -107,3 +108,17 @@ def check_network(network: torch.nn.Module, *, rows: np.ndarray, n_classes: int)
             else "return one value per row; n_classes is 0 for a regression, so write "
             "n_classes or 1 where the last layer is made",
         )
+
+
+def has_idle_weights(network: torch.nn.Module, rows: np.ndarray) -> bool:
+    """Say whether some weights take no part in the answers, and so never have a gradient.
+
+    Args:
+        network: On the CPU; a copy of it is tried.
+        rows: A few rows as the network reads them.
+    """
+    import torch
+
+    tried = copy.deepcopy(network).train()
+    tried(torch.from_numpy(np.array(rows))).float().sum().backward()
+    return any(each.requires_grad and each.grad is None for each in tried.parameters())

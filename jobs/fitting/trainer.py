@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     import torch
 
 _64_BITS = (1 << 64) - 1
+
+
+class DivergedError(InputError):
+    """A loss is not finite: going on from a checkpoint would come to the same end."""
 
 
 class Trainer:
@@ -117,13 +122,9 @@ class Trainer:
             group["lr"] = self.fit.learning_rate
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
-        kept = json.loads((folder / PROGRESS).read_text())
-        self.progress = progress = Progress.of(kept)
+        self.progress = progress = Progress.of(json.loads((folder / PROGRESS).read_text()))
         totals = progress.totals
         self._total.fill_(totals[self.rank] if len(totals) == self.world else sum(totals) / self.world)
-        # Memory has run out before, with what was asked for; without auto_batch the size was another choice.
-        if self.fit.auto_batch and kept["batch_size"] < self.fit.batch_size:
-            self.fit = self.fit.with_batch(kept["batch_size"])
 
     def save(self, folder: Path) -> None:
         """Write what ``resume`` reads: weights, the best weights, the optimizer, the figures."""
@@ -159,6 +160,7 @@ class Trainer:
         keep: Callable[[], None],
         interval_s: float,
         noticed: Callable[[], bool] | None = None,
+        told: int | None = None,
     ) -> None:
         """Train until finished, or until who hears of an epoch returns False.
 
@@ -168,24 +170,30 @@ class Trainer:
                 at the end.
             interval_s: Time between checkpoints; 0 keeps one after every epoch, before it is told.
             noticed: Says whether this machine is about to be taken away; see ``Pace``.
+            told: How many epochs were told before this training was resumed; where the last one was not, it
+                is told first. None where all were.
 
         Raises:
-            InputError: A loss is not finite.
+            DivergedError: A loss is not finite.
             OutOfMemoryError: Memory ran out.
         """
         pace = Pace(interval_s, keep=partial(self._keep, keep), agree=self._agreed, noticed=noticed)
-        stopped = False
+        done = self.progress.epochs
+        stopped = bool(done) and told is not None and told < len(done) and self._stopped(hear, done[-1])
         while not (stopped or self.finished()):
             with memory_watched(self.fit.out_of_memory):
                 figures = self._epoch(pace)
             self._note(figures)
             if not interval_s:  # before it is told: whoever hears of the epoch may hand the checkpoint on
                 self._keep(keep)
-            stopped = self.rank == 0 and hear(asdict(figures)) is False
-            (n_stopped,) = self._agreed(float(stopped))
-            stopped = n_stopped > 0
+            stopped = self._stopped(hear, figures)
             if interval_s:
                 pace.epoch(last=stopped or self.finished())
+
+    def _stopped(self, hear: Callable[[dict[str, Any]], object], figures: Epoch) -> bool:
+        """Tell of an epoch; say whether the workers are to stop after it."""
+        (n_stopped,) = self._agreed(float(self.rank == 0 and hear(asdict(figures)) is False))
+        return n_stopped > 0
 
     def _keep(self, keep: Callable[[], None]) -> None:
         own = [0.0] * self.world
@@ -216,7 +224,7 @@ class Trainer:
             before_s + time.monotonic() - began_s,
         )
         if not (math.isfinite(figures.train_loss) and math.isfinite(figures.validation_loss)):
-            raise InputError(
+            raise DivergedError(
                 f"training diverged: the loss of epoch {epoch} is not finite",
                 hint=f"lower learning_rate (now {self.fit.learning_rate:g}), or scale the inputs",
             )
@@ -324,6 +332,8 @@ class Trainer:
 
         seed = _mixed(self.fit.seed, epoch, self.progress.rows_done, self.rank)
         torch.default_generator.manual_seed(seed)
+        np.random.seed(seed)  # a forward may draw from either; both together take 6 us
+        random.seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 

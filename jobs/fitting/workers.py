@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.cluster import check_room, connected, is_disk_full, translated
-from jobs.fitting.listening import disk_full, listening, refused
-from jobs.fitting.local import Build, device_here, settle
+from jobs.fitting.checkpoint import newest, note_batch, take_up, with_noted_batch
+from jobs.fitting.listening import disk_full, listening, refusal_of, refused
+from jobs.fitting.local import Build, built, device_here, settle
 from jobs.fitting.loop import FitConfig, Fitted, read_fitted
 from jobs.fitting.memory import OutOfMemoryError, compute_twice, is_out_of_memory, keeps_only_averages
-from jobs.fitting.trainer import Trainer
-from kit.errors import InputError, KitError, SettingsError
+from jobs.fitting.network import has_idle_weights
+from jobs.fitting.trainer import DivergedError, Trainer
+from kit.errors import InputError, KitError, ProjectError, SettingsError
 from kit.project import Project
 from kit.settings import TrainSettings
 
@@ -33,6 +35,19 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("kit")
 _MAX_FAILURES = 3
+_UNREDUCED = "Expected to have finished reduction"  # what DistributedDataParallel says of a missing gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What stays the same when a training is tried again in smaller batches; see ``fit_on_workers``."""
+
+    settings: TrainSettings
+    arrays: Mapping[str, np.ndarray]
+    build: Build
+    hear: Callable[[dict[str, Any]], object] | None
+    may_stop: bool
+    folder: Path
 
 
 def fit_on_workers(
@@ -48,6 +63,8 @@ def fit_on_workers(
     may_stop: bool = False,
 ) -> Fitted:
     """Train on Ray Train; a run of the same identity that was interrupted goes on.
+
+    Its last checkpoint stays whatever ends it, but for a loss that is not finite.
 
     Args:
         project: Travels to the workers.
@@ -68,36 +85,36 @@ def fit_on_workers(
         InputError: The project or a setting breaks a rule; training diverged, or memory ran out.
         UnavailableError: The cluster or the disk fails.
     """
+    folder = storage / identity
     if settings.address is None:
         device_here(fit)  # what this machine cannot do is refused before Ray starts
     if not settings.resume:
-        shutil.rmtree(storage / identity, ignore_errors=True)
-    elif (storage / identity).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
         _log.info("continuing the interrupted run %s", identity)
     with connected(settings.address, project=project):
-        run = partial(
-            _run_trainer,
-            arrays,
-            settings,
-            build=build,
-            hear=hear,
-            may_stop=may_stop,
-            storage=storage,
-            identity=identity,
-        )
+        run = _Run(settings=settings, arrays=arrays, build=build, hear=hear, may_stop=may_stop, folder=folder)
         try:
-            checkpoint = _with_room(run, fit)
-        except OutOfMemoryError:  # with --auto-batch it may go on from here
+            kept = with_room(partial(_run_trainer, run), fit, folder=folder)
+        except InputError as error:  # something has to be changed first, perhaps only where it runs
+            if isinstance(error, DivergedError) or newest(folder) is None:
+                shutil.rmtree(folder, ignore_errors=True)
             raise
-        except InputError:  # nothing to continue: something has to be changed first
-            shutil.rmtree(storage / identity, ignore_errors=True)
-            raise
-        with checkpoint.as_directory() as folder:
-            return read_fitted(build(project), Path(folder))
+        return read_fitted(built(build, project, seed=fit.seed), kept)
 
 
-def _with_room(run: Callable[[FitConfig], Any], fit: FitConfig) -> Any:
-    """Run a fit, in ever smaller batches where memory runs out and ``auto_batch`` is set."""
+def with_room(run: Callable[[FitConfig], Path], fit: FitConfig, *, folder: Path) -> Path:
+    """Run a fit, in ever smaller batches where memory runs out and ``auto_batch`` is set.
+
+    Args:
+        run: Gives the checkpoint it ended with.
+        fit: With the batch that was asked for.
+        folder: Of the run; the batch is noted there for when it is interrupted.
+
+    Raises:
+        OutOfMemoryError: Memory ran out, and there is no smaller batch or nobody asked for one.
+    """
+    fit = with_noted_batch(folder, fit)
     while True:
         try:
             return run(fit)
@@ -109,25 +126,19 @@ def _with_room(run: Callable[[FitConfig], Any], fit: FitConfig) -> Any:
                 raise error if isinstance(error, OutOfMemoryError) else fit.out_of_memory() from error
             said = error.message if isinstance(error, OutOfMemoryError) else fit.out_of_memory().message
         _log.info("%s; going on with %d", said, smaller.batch_size)
+        note_batch(folder, smaller)
         fit = smaller
 
 
-def _run_trainer(
-    arrays: Mapping[str, np.ndarray],
-    settings: TrainSettings,
-    fit: FitConfig,
-    *,
-    build: Build,
-    hear: Callable[[dict[str, Any]], object] | None,
-    may_stop: bool,
-    storage: Path,
-    identity: str,
-) -> Any:
+def _run_trainer(run: _Run, fit: FitConfig) -> Path:
+    """Train until the end, or until something fails; gives the checkpoint of the end."""
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.backend import BackendConfig
+    from ray.train.torch import TorchConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    class Interruptible(TorchTrainer):
+    class Interruptible(DataParallelTrainer):
         """Leaves Ctrl-C to Python: Ray's own handler would end the process as if it had succeeded."""
 
         def _register_sigint_handler(self, controller: Any) -> None:
@@ -135,33 +146,40 @@ def _run_trainer(
 
     for name in ("ray.train", "ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    settings = run.settings
     fewest = settings.min_workers or settings.workers
     check_room(fewest, threads=settings.threads, address=settings.address)
     scaling = _scaling(settings, fit)
-    with listening(hear) as listener, refused(listener), translated():
+    kept = take_up(run.folder)
+    with listening(run.hear) as listener, refused(listener), translated():
         config = {
             "fit": fit,
-            "build": build,
-            "arrays": ray.put(dict(arrays)),
+            "build": run.build,
+            "arrays": ray.put(dict(run.arrays)),
+            "kept": kept,
             "listener": listener,
-            "may_stop": may_stop,
+            "may_stop": run.may_stop,
             "watched": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0",
         }
         trainer = Interruptible(
             _work,
             train_loop_config=config,
+            # One worker needs no process group, nor Ray's controller torch, whose import takes 1.2 s.
+            backend_config=TorchConfig() if settings.workers > 1 else BackendConfig(),
             scaling_config=scaling,
             run_config=RunConfig(
-                name=identity,
-                storage_path=str(storage),
+                name=run.folder.name,
+                storage_path=str(run.folder.parent),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
                 failure_config=FailureConfig(max_failures=_MAX_FAILURES),
             ),
         )
         result = trainer.fit()
-    if result.checkpoint is None:
+    if result.checkpoint is not None:
+        kept = Path(result.checkpoint.path)
+    if kept is None:
         raise InputError("training ended without a checkpoint", hint="run again with --no-resume")
-    return result.checkpoint
+    return kept
 
 
 def _scaling(settings: TrainSettings, fit: FitConfig) -> Any:
@@ -196,57 +214,78 @@ def _work(config: dict[str, Any]) -> None:
 
     Args:
         config: ``fit`` (a FitConfig), ``build``, ``arrays`` (a reference to train and validation
-            arrays), ``listener`` (an actor that hears of each epoch and of a refusal), ``may_stop``
-            (whether its answer is waited for) and ``watched`` (whether somebody would say that this
-            machine is taken away).
+            arrays), ``kept`` (the checkpoint of an earlier driver, or None), ``listener`` (an actor that
+            hears of each epoch and of a refusal), ``may_stop`` (whether its answer is waited for) and
+            ``watched`` (whether somebody would say that this machine is taken away).
     """
-    import ray
-
     listener = config["listener"]
-    if ray.get(listener.refusal.remote()) is not None:
+    if refusal_of(listener) is not None:
         return
     try:
         _train(config)
     except KitError as error:
-        ray.get(listener.refuse.remote(error))
+        _refuse(listener, error)
         raise
     except Exception as error:  # torch, pyarrow and Ray each wrap the system's error in their own
-        refusal: KitError | None = None
-        if is_disk_full(error):
-            refusal = disk_full()
-        elif is_out_of_memory(error):  # outside a step: the network itself, or the rows
-            refusal = config["fit"].out_of_memory()
+        refusal = refusal_for(error, config["fit"])
         if refusal is None:
             raise
-        ray.get(listener.refuse.remote(refusal))
+        _refuse(listener, refusal)
         raise refusal from error
+
+
+def refusal_for(error: Exception, fit: FitConfig) -> KitError | None:
+    """Say what a user can do about an error of a worker; None where another try may help.
+
+    Args:
+        error: Of torch, pyarrow or Ray.
+        fit: What was tried.
+    """
+    if is_disk_full(error):
+        return disk_full()
+    if is_out_of_memory(error):  # outside a step: the network itself, or the rows
+        return fit.out_of_memory()
+    if _UNREDUCED in str(error):
+        return ProjectError(
+            "the network uses other weights for some rows than for others, and workers that average their "
+            "gradients wait for those of all weights",
+            hint="use every weight in each forward pass, or set workers to 1",
+        )
+    return None
+
+
+def _refuse(listener: Any, error: KitError) -> None:
+    import ray
+
+    with contextlib.suppress(ray.exceptions.RayError):  # a listener that is gone must not hide the error
+        ray.get(listener.refuse.remote(error))
 
 
 def _train(config: dict[str, Any]) -> None:
     import ray
-    import torch
     from ray import train
     from ray.train.torch import get_device
 
     fit: FitConfig = config["fit"]
     listener = config["listener"]
     settle(fit)
-    torch.manual_seed(fit.seed)
     folder = Path(fit.folder)
     project = Project.open(folder if folder.is_dir() else Path.cwd())
     context = train.get_context()
+    arrays, world = ray.get(config["arrays"]), context.get_world_size()
+    network = built(config["build"], project, seed=fit.seed)
     trainer = Trainer(
-        _spread(config["build"](project), fit),
+        _spread(network, fit, idle=world > 1 and has_idle_weights(network, arrays["train_x"][:2])),
         fit,
-        ray.get(config["arrays"]),
+        arrays,
         device=get_device(),
         rank=context.get_world_rank(),
-        world=context.get_world_size(),
+        world=world,
     )
     checkpoint = train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as kept:
-            trainer.resume(Path(kept))
+    kept: Path | None = config["kept"] if checkpoint is None else Path(checkpoint.path)
+    if kept is not None:
+        trainer.resume(kept)
     told: list[Any] = []
 
     def tell(figures: dict[str, Any]) -> bool:
@@ -269,8 +308,14 @@ def _train(config: dict[str, Any]) -> None:
         ray.get(told)
 
 
-def _spread(network: torch.nn.Module, fit: FitConfig) -> torch.nn.Module:
-    """Put a network on this worker's device and, where there are several workers, average its gradients."""
+def _spread(network: torch.nn.Module, fit: FitConfig, *, idle: bool) -> torch.nn.Module:
+    """Put a network on this worker's device and, where there are several workers, average its gradients.
+
+    Args:
+        network: On the CPU.
+        fit: Whether activations are computed twice.
+        idle: Whether some weights have no gradient; looking for them takes a tenth of a small step.
+    """
     from ray.train.torch import prepare_model
 
     if fit.gradient_checkpointing:
@@ -281,6 +326,7 @@ def _spread(network: torch.nn.Module, fit: FitConfig) -> torch.nn.Module:
         parallel_strategy_kwargs={
             "gradient_as_bucket_view": True,
             "broadcast_buffers": not keeps_only_averages(network),
+            "find_unused_parameters": idle,
         },
     )
     return spread

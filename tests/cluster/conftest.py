@@ -53,8 +53,9 @@ patience_epochs = 24
 golden_rows = 4
 """
 
-#: ``pause_s`` makes an epoch last about 0.2 s, so that there is a middle to be killed in; where a file
-#: ``builds`` lies beside it, every call of the factory leaves a line there.
+#: ``pause_s`` makes an epoch last about 0.2 s, so that there is a middle to be killed in; ``bad`` gives
+#: losses that are not finite, ``greedy`` has memory for 8 rows, ``aside`` adds weights that are not used;
+#: where a file ``builds`` lies beside it, every call of the factory leaves a line there.
 MODEL = """
 import os
 import time
@@ -67,27 +68,29 @@ BUILDS = Path(__file__).with_name("builds")
 
 
 class Blobs(nn.Module):
-    def __init__(self, pause_s, bad, greedy, n_classes):
+    def __init__(self, pause_s, bad, greedy, n_classes, aside=False):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, n_classes))
         self.pause_s, self.bad, self.greedy = pause_s, bad, greedy
+        if aside:
+            self.aside = nn.Linear(4, 4)
 
     def forward(self, x):
         answer = self.layers(x)
         if self.training:
             time.sleep(self.pause_s)
-            if self.greedy:
-                torch.empty(len(x) ** 11, dtype=torch.uint8)  # 16 rows: 16 TiB, 8 rows: 8 GiB
+            if self.greedy and len(x) > 8:
+                torch.empty(1 << 44, dtype=torch.uint8)
             if self.bad:
                 answer = torch.log(-1 - answer.abs())
         return answer
 
 
-def build(*, pause_s, n_classes, bad=False, greedy=False):
+def build(*, pause_s, n_classes, bad=False, greedy=False, aside=False):
     if BUILDS.exists():
         with BUILDS.open("a") as builds:
             builds.write(f"{os.getpid()}\\n")
-    return Blobs(pause_s, bad, greedy, n_classes)
+    return Blobs(pause_s, bad, greedy, n_classes, aside)
 """
 
 #: What the command line does around a command: progress on stderr, a refusal in one sentence.

@@ -118,7 +118,8 @@ def test_an_elastic_training_goes_on_with_fewer_workers(
     nodes()
     second = nodes()
     at("epoch 2:", lambda: cluster.remove_node(second, allow_graceful=False))
-    result = train(project, settings(project, cluster, workers=2, min_workers=1, checkpoint_interval_s=0.5))
+    chosen = settings(project, cluster, workers=2, min_workers=1, checkpoint_interval_s=0.5, epochs=10)
+    result = train(project, chosen)
     record = json.loads(result.record.read_bytes())
     assert record["used"]["workers"] == 1
     assert [each.epoch for each in result.epochs] == list(range(1, len(result.epochs) + 1))
