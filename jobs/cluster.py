@@ -78,7 +78,7 @@ def connected(address: str | None, *, project: Project) -> Iterator[None]:
         yield
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None and _inside_job():
+    if address is None and inside_job():
         show_token()
         ray.init(**quiet)
     elif address is not None:
@@ -128,7 +128,7 @@ def show_token() -> None:
     Config.initialize("")  # Ray has read the environment when it was imported; its own way to read again
 
 
-def _inside_job() -> bool:
+def inside_job() -> bool:
     """Say whether this process is the entrypoint of a submitted job; Ray sets both for it.
 
     The address alone does not count: a user's shell may name a cluster for other purposes.
@@ -207,7 +207,7 @@ def check_room(workers: int, *, threads: int, address: str | None) -> None:
     if workers * threads <= cpus:
         return
     each = f" of {threads} threads" if threads > 1 else ""
-    if address is not None or _inside_job():
+    if address is not None or inside_job():
         _log.info("asking for %d workers%s; the cluster has %d CPUs now", workers, each, cpus)
         return
     if threads > cpus:

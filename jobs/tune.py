@@ -10,10 +10,9 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,9 @@ from jobs.tuning.importance import importance
 from jobs.tuning.ledger import Ledger
 from jobs.tuning.live import Live
 from jobs.tuning.plan import Plan, plan_study, work_of
-from jobs.tuning.resources import room_for
-from jobs.tuning.running import Run, run_study
-from jobs.tuning.study import Study, Trial
+from jobs.tuning.resources import growing, room_for
+from jobs.tuning.running import Run, end_running, run_study
+from jobs.tuning.study import Clock, Study, Trial
 from jobs.tuning.trial import has_best, read_best
 from kit.errors import GateError, InputError, ProjectError, UnavailableError
 from kit.project import Project
@@ -77,20 +76,21 @@ def tune(project: Project, settings: TuneSettings) -> TuneResult:
         InputError: The space, the data or the project's Python break a rule; no trial has worked.
         GateError: None of the best trials' exported graphs answers like its Python pipeline.
         NotFoundError: There is no signing key.
-        ConflictError: The same study is running already.
+        ConflictError: The same study is running already, or the project's Python was changed meanwhile.
         UnavailableError: The cluster, the ledger's place, the store or the disk fails.
     """
     check_ready(project)
     plan = plan_study(project, settings)
     ledger = Ledger(plan.storage, study=plan.identity)
     with (
-        alone(project.state / "tune", plan.identity),
+        alone(plan.lock_folder, plan.identity),
         tracked(project, "tune", identity=plan.identity) as tracker,
     ):
         facts, study = _open_study(plan, ledger)
-        clock = _Clock(facts["seconds"])
+        clock = Clock(ledger, facts)
         with _interruptible(plan.identity):
-            _search(plan, study, facts, clock=clock)
+            _search(plan, study, clock=clock)
+        end_running(study, of_workers=plan.train.workers > 1)
         best, candidate = _take_best(plan, study)
         shares = importance(plan.space, list(study.trials.values()), seed=settings.seed)
         result = TuneResult(
@@ -123,8 +123,7 @@ def _open_study(plan: Plan, ledger: Ledger) -> tuple[dict[str, Any], Study]:
             *(plan.identity, ended, len(study.trials) - ended),
         )
         return {**there, "seconds": float(there.get("seconds", 0.0))}, study
-    if there is not None:
-        ledger.clear()
+    ledger.clear()  # of a study that has ended too, or was being removed
     facts = {
         "study": plan.identity,
         "status": "running",
@@ -137,12 +136,11 @@ def _open_study(plan: Plan, ledger: Ledger) -> tuple[dict[str, Any], Study]:
     return facts, study
 
 
-def _search(plan: Plan, study: Study, facts: Mapping[str, Any], *, clock: _Clock) -> None:
-    """Run what is left of the study on Ray."""
+def _search(plan: Plan, study: Study, *, clock: Clock) -> None:
+    """Run what is left of the study on Ray; when its time is up, trials may be left that have not ended."""
     settings = plan.settings
-    left_s = None if settings.time_budget_s is None else settings.time_budget_s - clock.seconds
-    if study.ended or (left_s is not None and left_s <= 0):
-        return _end_running(study)
+    if study.ended or clock.left_s(settings.time_budget_s) == 0:
+        return
     with connected(settings.address, project=plan.project), translated():
         import ray
 
@@ -152,7 +150,7 @@ def _search(plan: Plan, study: Study, facts: Mapping[str, Any], *, clock: _Clock
             concurrent=settings.concurrent,
             cpus=n_cpus(),
             gpus=gpus,
-            may_grow=settings.address is not None,
+            may_grow=growing(settings) is not None,
         )
         # A population is one from the start, and takes turns where not all of it fits.
         study.concurrent = (
@@ -165,34 +163,32 @@ def _search(plan: Plan, study: Study, facts: Mapping[str, Any], *, clock: _Clock
             *(settings.trials, study.concurrent),
         )
         with Live(study, metric=settings.metric) as live:
-
-            def told(trial: Trial) -> None:
-                live.show(trial)
-                if trial.status != "running" and settings.time_budget_s is not None:
-                    study.ledger.write_study({**facts, "seconds": clock.seconds})
-
-            study.told = told
+            study.told = live.show
             most = max(
                 (int(v) for each in plan.space.dimensions if each.name == "epochs" for v in each.probes),
                 default=plan.train.epochs,
             )
-            run = Run(settings, work_of(plan), max_epochs=most, room=room, seconds_left=left_s)
+            left_s = clock.left_s(settings.time_budget_s)
+            if left_s == 0:  # Ray took what was left to start
+                return
+            run = Run(
+                settings, work_of(plan), max_epochs=most, room=room, seconds_left=left_s, tick=clock.tick
+            )
             try:
                 rows = plan.prepared if plan.is_estimator else plan.prepared.arrays
-                run_study(study, run, rows, live=live)
+                run_study(study, run, rows)
             finally:
                 if study.ledger.on_disk:
                     shutil.rmtree(Path(plan.storage) / plan.identity / "ray", ignore_errors=True)
 
 
-def _end_running(study: Study) -> None:
-    for number, trial in list(study.trials.items()):
-        if trial.status == "running":
-            study.end(number, "stopped", reason="the time budget was spent")
-
-
 def _take_best(plan: Plan, study: Study) -> tuple[Trial, Candidate]:
     """Register the best trial whose model can be exported; those before it have failed."""
+    if not study.trials:
+        raise InputError(
+            f"the time budget of {plan.settings.time_budget_s} s was spent before a trial started",
+            hint="give more with --time-budget-s: the same study goes on",
+        )
     if not study.ranked:
         reasons = list(dict.fromkeys(each.reason for each in study.trials.values() if each.reason))
         study.ledger.clear()  # nothing to continue: something has to be changed first
@@ -204,8 +200,9 @@ def _take_best(plan: Plan, study: Study) -> tuple[Trial, Candidate]:
     for trial in study.ranked:
         try:
             with _weights(plan, study, trial) as folder:
-                if folder is None:
-                    break  # nor are there those of the ones after it
+                if folder is None:  # those after it may have theirs
+                    _log.warning("the checkpoint of trial %d is gone", trial.number)
+                    continue
                 candidate = _register(plan, study, trial, folder)
         except (GateError, ProjectError) as error:
             refused[trial.number] = error
@@ -272,7 +269,12 @@ def _register(plan: Plan, study: Study, best: Trial, folder: Path) -> Candidate:
         },
     }
     return register_candidate(
-        project, settings, plan.prepared, fitted, promote=plan.settings.promote, lineage=lineage
+        project,
+        settings,
+        plan.prepared,
+        replace(fitted, code=plan.code),
+        promote=plan.settings.promote,
+        lineage=lineage,
     )
 
 
@@ -329,17 +331,6 @@ def _track(tracker: Tracker, result: TuneResult) -> None:
     tracker.log_metrics({"importance": result.importance})
     tracker.log_artifact(result.record)
     tracker.register(result.candidate.version)
-
-
-class _Clock:
-    """Counts the seconds of all drivers of a study."""
-
-    def __init__(self, before_s: float) -> None:
-        self.before_s, self.began_s = before_s, time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return round(self.before_s + time.monotonic() - self.began_s, 3)
 
 
 @contextmanager

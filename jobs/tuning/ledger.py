@@ -6,6 +6,7 @@ minutes. Nothing in it is ever unpickled, and it knows neither Ray nor torch.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -97,6 +98,17 @@ class Ledger:
                 archive.add(path, arcname=path.relative_to(folder).as_posix(), recursive=False)
         self._write(f"checkpoints/{number:04d}.tar", packed.getvalue())
 
+    def read_kept(self, number: int, name: str) -> bytes | None:
+        """Read one file of a trial's checkpoint; None where it is not there."""
+        if self.on_disk:
+            return self._bytes(f"checkpoints/{number:04d}/{name}")
+        packed = self._bytes(f"checkpoints/{number:04d}.tar")
+        if packed is None:
+            return None
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            file = archive.extractfile(name) if name in archive.getnames() else None
+            return None if file is None else file.read()
+
     def drop_checkpoint(self, number: int) -> None:
         """Remove a trial's checkpoint; one that is not there is no mistake."""
         place = f"checkpoints/{number:04d}"
@@ -109,13 +121,25 @@ class Ledger:
             _log.debug("the checkpoint of trial %d was not removed: %s", number, error)
 
     def clear(self) -> None:
-        """Remove the whole study."""
+        """Remove the whole study, its facts first: what a kill leaves of it is no study.
+
+        Raises:
+            UnavailableError: Records of trials stay, which the next study would take for its own.
+        """
         if self.on_disk:
-            shutil.rmtree(self._root, ignore_errors=True)
+            folder = Path(self._root)
+            with contextlib.suppress(OSError):
+                (folder / _STUDY).unlink()
+            shutil.rmtree(folder, ignore_errors=True)
+            if (folder / _STUDY).exists() or (folder / "trials").exists():
+                raise UnavailableError(f"{folder} cannot be removed", hint="make the folder writable")
             return
         from pyarrow import fs
 
         def remove() -> None:
+            facts = f"{self._root}/{_STUDY}"
+            if self._system.get_file_info(facts).type == fs.FileType.File:
+                self._system.delete_file(facts)
             chosen = fs.FileSelector(self._root, recursive=True, allow_not_found=True)
             for info in self._system.get_file_info(chosen):
                 if info.type == fs.FileType.File:

@@ -47,6 +47,7 @@ class Live:
         if self.live is not None:
             self.live.update(self._table(), refresh=True)
             self.live.__exit__(kind, error, where)
+            self.live = None  # what ends later is said in lines
 
     def show(self, trial: Trial) -> None:
         """Take note of a trial that has changed."""

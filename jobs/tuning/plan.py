@@ -8,14 +8,16 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from jobs.candidate import run_identity
+from jobs.candidate import code_digest, run_identity
 from jobs.fitting.estimator_class import check_estimator
 from jobs.fitting.estimators import check_settings
 from jobs.fitting.network import build_network, check_network
 from jobs.preparation.prepared import Prepared, prepare_rows
 from jobs.train import OUTSIDE as OUTSIDE_TRAIN
+from jobs.tuning.resources import growing
 from jobs.tuning.space import LIVELY, Space, Values
 from jobs.tuning.trial import Work
 from kit.errors import SettingsError, nearest
@@ -42,6 +44,7 @@ class Plan:
         prepared: The rows.
         mode: ``min`` or ``max``, of the metric.
         identity: Of the study.
+        code: Digest of the project's Python.
     """
 
     project: Project
@@ -51,11 +54,17 @@ class Plan:
     prepared: Prepared
     mode: Literal["min", "max"]
     identity: str
+    code: str
 
     @property
     def storage(self) -> str:
         """Where the ledger lies."""
         return self.settings.storage or str(self.project.state / "tune")
+
+    @property
+    def lock_folder(self) -> Path:
+        """Where the lock lies: beside the ledger, which checkouts may share; on S3 there is none to take."""
+        return self.project.state / "tune" if self.storage.startswith("s3://") else Path(self.storage)
 
     @property
     def is_estimator(self) -> bool:
@@ -79,6 +88,7 @@ def plan_study(project: Project, settings: TuneSettings) -> Plan:
     _check_choices(project, settings, train, space)
     check_settings(project, train, varied=(each.name for each in space.dimensions if each.of_train))
     space.check_train(train)
+    space.check_metric(settings.metric)
     if settings.search == "grid":
         n_trials = len(space.grid())
         settings = settings.model_copy(update={"trials": n_trials})
@@ -109,6 +119,7 @@ def plan_study(project: Project, settings: TuneSettings) -> Plan:
         prepared=prepared,
         mode="min" if less_is_better else "max",
         identity=run_identity(project, prepared.split, decides),
+        code=code_digest(project),
     )
 
 
@@ -158,7 +169,7 @@ def work_of(plan: Plan) -> Work:
     """Gather what every trial needs to know."""
     return Work(
         folder=str(plan.project.folder),
-        train=plan.train,
+        train=plan.train.model_copy(update={"address": growing(plan.settings)}),  # not where train would run
         space=plan.space,
         n_features=plan.prepared.n_features,
         n_classes=plan.n_classes,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
+from jobs.cluster import inside_job
 from kit.errors import InputError
-from kit.settings import TrainSettings
+from kit.settings import TrainSettings, TuneSettings
+
+_log = logging.getLogger("kit")
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,14 @@ class Room:
     cpus: int
     gpus: int
     concurrent: int
+
+
+def growing(settings: TuneSettings) -> str | None:
+    """Give the address of the cluster a study runs on, which may get more nodes; None on this machine's Ray.
+
+    Inside a submitted job, which joins the cluster that runs it, that is ``auto``.
+    """
+    return settings.address or ("auto" if inside_job() else None)
 
 
 def room_for(train: TrainSettings, *, concurrent: int, cpus: int, gpus: int, may_grow: bool = False) -> Room:
@@ -43,13 +55,15 @@ def room_for(train: TrainSettings, *, concurrent: int, cpus: int, gpus: int, may
     each = threads if workers == 1 else 1 + workers * threads
     each_gpus = workers if train.device == "cuda" or (train.device == "auto" and gpus >= workers) else 0
     made_of = f"1 and {workers} workers of {threads}" if workers > 1 else f"threads = {threads}"
-    if not may_grow and (each > cpus or each_gpus > gpus):
+    if each > cpus or each_gpus > gpus:
         lacking = f"{each} CPUs ({made_of})" if each > cpus else f"{each_gpus} GPUs"
         there = f"{cpus} CPUs" if each > cpus else f"{gpus}"
-        raise InputError(
-            f"a trial needs {lacking}, but there are {there}",
-            hint="lower workers or threads in [train], or give --address of a larger cluster",
-        )
+        if not may_grow:
+            raise InputError(
+                f"a trial needs {lacking}, but there are {there}",
+                hint="lower workers or threads in [train], or give --address of a larger cluster",
+            )
+        _log.info("a trial needs %s, and the cluster has %s now: waiting for it to grow", lacking, there)
     fit = cpus // each
     if each_gpus:
         fit = min(fit, gpus // each_gpus)

@@ -6,22 +6,24 @@ exports or registries.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jobs.fitting.memory import is_out_of_memory
 from jobs.preparation.prepared import Prepared
-from jobs.tuning.live import Live
 from jobs.tuning.resources import Room
-from jobs.tuning.search import algorithm, let_end, proposer, scheduler, tell_ended
+from jobs.tuning.search import algorithm, proposer, scheduler, tell_ended
 from jobs.tuning.study import Study
-from jobs.tuning.trial import Work, run_trial
+from jobs.tuning.trial import Work, run_trial, take_from_workers
 from kit.errors import UnavailableError
 from kit.settings import TuneSettings
 
@@ -48,6 +50,7 @@ class Run:
         max_epochs: Most epochs of any trial.
         room: What a trial takes, and how many run at a time.
         seconds_left: Of the time budget; None without one.
+        tick: Called again and again while trials run.
     """
 
     settings: TuneSettings
@@ -55,16 +58,16 @@ class Run:
     max_epochs: int
     room: Room
     seconds_left: float | None
+    tick: Callable[[], None]
 
 
-def run_study(study: Study, run: Run, rows: Mapping[str, np.ndarray] | Prepared, *, live: Live) -> None:
-    """Run trials until the study has ended or its time is up; Ray is connected.
+def run_study(study: Study, run: Run, rows: Mapping[str, np.ndarray] | Prepared) -> None:
+    """Run trials until the study has ended or its time is up, which leaves some running; Ray is connected.
 
     Args:
         study: Decides what is handed out, and hears of everything.
         run: Settings and room.
         rows: What is learned from; see ``run_trial``.
-        live: Shows it.
 
     Raises:
         UnavailableError: The ledger or the cluster fails; the study can be continued.
@@ -72,24 +75,20 @@ def run_study(study: Study, run: Run, rows: Mapping[str, np.ndarray] | Prepared,
     os.environ.update(_ENVIRONMENT)
     # Trials that run together start together; Ray would start the second's process after the first's.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(study.concurrent or 1)
-    import ray
     from ray import tune
 
     _hush()
-    space, mode = run.work.space, run.work.mode
+    space, mode, work, ask = run.work.space, run.work.mode, run.work, None
     study.propose, inner = proposer(space, run.settings, mode=mode)
     ended = {number: each for number, each in study.trials.items() if each.status != "running"}
     for trial in ended.values():
         tell_ended(inner, space, trial)
-    watch = _watch(study, live)
-    work = run.work
-    chosen = scheduler(run.settings, mode=mode, max_epochs=run.max_epochs, space=space, trials=ended)
+    watch = _watch(study, run)
     if work.train.workers > 1:
         board = _board()
-        work = replace(work, board=board)
-        # Waited for: the trial asks the board as soon as it may go on.
-        let_end(chosen, stop=lambda number: ray.get(board.stop.remote(number)))
+        work, ask = replace(work, board=board), partial(_ask, board)
         study.drained = _free_room
+    chosen = scheduler(run.settings, mode=mode, max_epochs=run.max_epochs, space=space, trials=ended, ask=ask)
     with tempfile.TemporaryDirectory(prefix="study-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_worker, work=work, rows=rows), _resources(run)),
@@ -115,10 +114,27 @@ def run_study(study: Study, run: Run, rows: Mapping[str, np.ndarray] | Prepared,
         raise UnavailableError(
             watch.unavailable, hint="run the same command again when it answers: the study continues"
         )
-    for number, trial in study.trials.items():
-        if trial.status == "running":
-            study.end(number, "stopped", reason="the time budget was spent")
     _log.info("the study has ended after %d trials", len(study.trials))
+
+
+def end_running(study: Study, *, of_workers: bool) -> None:
+    """End the trials that the time budget has left running; what they have reached counts.
+
+    Args:
+        study: No trial of it runs any more.
+        of_workers: Whether each was trained by workers, whose checkpoints have to be taken over.
+    """
+    spent = "the time budget was spent"
+    for number, trial in list(study.trials.items()):
+        if trial.status != "running":
+            continue
+        if of_workers and trial.value is not None:  # a ledger on disk: S3 is refused for workers
+            curve = take_from_workers(study.ledger.checkpoint_folder(number, scratch=Path()))
+            if not curve:
+                study.end(number, "failed", reason=f"{spent} before its first checkpoint")
+                continue
+            study.heard(number, {**curve[-1], "curve": curve}, parameters=trial.parameters)
+        study.end(number, "stopped", reason=spent)
 
 
 def _hush() -> None:
@@ -133,8 +149,8 @@ def _worker(config: dict[str, Any], work: Work, rows: Mapping[str, np.ndarray] |
 def _resources(run: Run) -> Any:
     from ray import tune
 
-    if run.work.train.workers > 1:  # its workers take room of their own, which ``Room`` has counted
-        return tune.PlacementGroupFactory([{"CPU": 1.0, _MARK: 1.0}])
+    if run.work.train.workers > 1:  # its workers take room of their own, and nothing may keep it from them
+        return tune.PlacementGroupFactory([{"CPU": 0.0, _MARK: 1.0}])
     gpus = {"GPU": 1.0} if run.room.gpus else {}
     return tune.PlacementGroupFactory([{"CPU": float(run.room.cpus), **gpus}])
 
@@ -142,6 +158,7 @@ def _resources(run: Run) -> Any:
 def _board() -> Any:
     """Start the actor that tells trials of several workers to stop."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     class Board:
         def __init__(self) -> None:
@@ -153,20 +170,32 @@ def _board() -> Any:
         def is_stopped(self, number: int) -> bool:
             return number in self.numbers
 
-    return ray.remote(num_cpus=0)(Board).remote()
+    # On the driver's machine: a worker's may be taken away.
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+
+
+def _ask(board: Any, number: int) -> None:
+    """Ask a trial to end, and wait until the board knows: the trial looks there as soon as it may go on."""
+    import ray
+
+    with contextlib.suppress(ray.exceptions.RayError):  # a board that is gone stops nobody
+        ray.get(board.stop.remote(number))
 
 
 def _free_room() -> None:
     """Give back the room of workers whose trial was killed; Ray leaves it taken until the driver ends.
 
-    Called while no trial runs, so that every group that is not Ray Tune's own is such a one.
+    Called while no trial runs, so that every group of this driver's that is not Ray Tune's own is such a one.
+    The cluster's other drivers have groups as well: the job that made one stands at the end of its name.
     """
     import ray
     from ray.util.placement_group import PlacementGroup
 
-    table = ray.util.placement_group_table()
-    for identity, group in table.items():
-        if group["state"] != "REMOVED" and not any(_MARK in each for each in group["bundles"].values()):
+    job = ray.get_runtime_context().get_job_id()
+    for identity, group in ray.util.placement_group_table().items():
+        gone = group["state"] == "REMOVED" or any(_MARK in each for each in group["bundles"].values())
+        if identity.endswith(job) and not gone:
             ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(identity)))
 
 
@@ -180,7 +209,7 @@ def _ray_storage(run: Run, study: Study, scratch: str) -> dict[str, Any]:
     return {"storage_path": f"{root}/{study.ledger.study}/ray", "storage_filesystem": system}
 
 
-def _watch(study: Study, live: Live) -> Any:
+def _watch(study: Study, run: Run) -> Any:
     from ray import tune
 
     class Watch(tune.Callback):
@@ -188,6 +217,9 @@ def _watch(study: Study, live: Live) -> Any:
 
         def __init__(self) -> None:
             self.unavailable = ""
+
+        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            run.tick()
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

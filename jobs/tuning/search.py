@@ -17,6 +17,7 @@ from jobs.tuning.importance import decode, distribution, encode
 from jobs.tuning.live import short
 from jobs.tuning.space import Space, Values
 from jobs.tuning.study import Study, Trial
+from jobs.tuning.telling import RETOLD
 from kit.settings import TuneSettings
 
 if TYPE_CHECKING:
@@ -162,9 +163,15 @@ def _generator(study: Study, searcher: Searcher) -> SearchAlgorithm:
 
 
 def scheduler(
-    settings: TuneSettings, *, mode: str, max_epochs: int, space: Space, trials: Mapping[int, Trial]
+    settings: TuneSettings,
+    *,
+    mode: str,
+    max_epochs: int,
+    space: Space,
+    trials: Mapping[int, Trial],
+    ask: Callable[[int], object] | None = None,
 ) -> TrialScheduler:
-    """Make what stops or changes trials on the way.
+    """Make what stops or changes trials on the way; what is told again fills its books and stops nobody.
 
     Args:
         settings: Scheduler, grace, reduction, perturbation.
@@ -172,6 +179,7 @@ def scheduler(
         max_epochs: Most epochs of any trial.
         space: What a population mutates.
         trials: Those that ended before this driver started; their curves are told first.
+        ask: Asks the trial of a number to end by itself; None lets Ray end it.
     """
     from ray.tune.schedulers import (
         AsyncHyperBandScheduler,
@@ -202,6 +210,7 @@ def scheduler(
             grace_period=settings.grace_epochs,
             min_time_slice=float("inf"),  # type: ignore[arg-type]  # never pause a trial for another
         )
+    _judge_once(made, ask=ask)
     for trial in trials.values():
         _tell_curve(made, trial)
     return made
@@ -247,22 +256,27 @@ def _population(settings: TuneSettings, *, mode: str, max_epochs: int, space: Sp
     )
 
 
-def let_end(made: TrialScheduler, *, stop: Callable[[int], object]) -> None:
-    """Have a scheduler ask trials to end instead of ending them.
-
-    Args:
-        made: Changed.
-        stop: Asks the trial of a number.
-    """
+def _judge_once(made: TrialScheduler, *, ask: Callable[[int], object] | None) -> None:
+    """Have a scheduler judge each epoch of a trial once, and a trial that is to end never again."""
     from ray.tune.schedulers import TrialScheduler
 
     decide = made.on_trial_result
+    asked: set[str] = set()
 
     def on_trial_result(controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if trial.trial_id in asked or result.get("ended"):  # its end brings no epoch that was not told
+            return TrialScheduler.CONTINUE
         decision = decide(controller, trial, result)
         if decision != TrialScheduler.STOP:
             return decision
-        stop(int(trial.config["number"]))
+        if result.get(RETOLD):  # those it is held against now had not come so far when it passed
+            # The median rule would refuse its next epoch.
+            getattr(made, "_stopped_trials", set()).discard(trial)
+            return TrialScheduler.CONTINUE
+        if ask is None:
+            return decision
+        asked.add(trial.trial_id)
+        ask(int(trial.config["number"]))
         return TrialScheduler.CONTINUE
 
     vars(made)["on_trial_result"] = on_trial_result
@@ -282,7 +296,7 @@ def _tell_curve(made: Any, trial: Trial) -> None:
         return
     made.on_trial_add(None, ended)
     for result in results:
-        made.on_trial_result(_Nobody(), ended, dict(result))
+        made.on_trial_result(_Nobody(), ended, {**result, RETOLD: True})
     made.on_trial_complete(None, ended, dict(results[-1]))
 
 

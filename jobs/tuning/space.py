@@ -148,10 +148,6 @@ class Space:
         """Draw one value of each dimension."""
         return {each.name: each.sample(random) for each in self.dimensions}
 
-    def bounded(self, values: Mapping[str, Any]) -> Values:
-        """Bring mutated values back into the space."""
-        return {each.name: each.bounded(values[each.name]) for each in self.dimensions}
-
     def grid(self) -> list[Values]:
         """List every combination; the last dimension changes fastest.
 
@@ -207,6 +203,20 @@ class Space:
         ours = [each for each in self.dimensions if each.of_train]
         for row in itertools.islice(itertools.product(*(each.probes for each in ours)), _MAX_COMBINATIONS):
             self.train_settings(settings, dict(zip((each.name for each in ours), row, strict=True)))
+
+    def check_metric(self, metric: str) -> None:
+        """Refuse a space that changes what is compared.
+
+        Raises:
+            SettingsError: Trials weigh their classes differently, and the metric is the weighted loss.
+        """
+        weighed = any(each.of_train and each.name == "class_weights" for each in self.dimensions)
+        if weighed and metric == "validation_loss":
+            raise SettingsError(
+                "[tune.space.train]: 'class_weights' changes what metric = 'validation_loss' measures, so "
+                "its values cannot be compared",
+                hint="compare by another metric, such as f1_macro, or leave class_weights out",
+            )
 
     def train_settings(self, settings: TrainSettings, values: Mapping[str, Value]) -> TrainSettings:
         """Put a trial's values into the settings of train.

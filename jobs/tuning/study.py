@@ -7,6 +7,7 @@ It knows no Ray.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -16,10 +17,12 @@ from typing import Any, Literal
 
 from jobs.tuning.ledger import Ledger
 from jobs.tuning.space import Values
+from jobs.tuning.telling import CURVE
 from kit.errors import InputError
 
 _log = logging.getLogger("kit")
 MAX_DEATHS = 3
+_NOTED_S = 10.0  # between two notes of the time a study has taken: what a kill can take from its budget
 _KEPT = 3  # of the best: where the first cannot be exported, the next is taken
 
 Status = Literal["running", "finished", "stopped", "failed"]
@@ -109,6 +112,14 @@ class Study:
         self.trials = {trial.number: trial for trial in read}
         self._waiting = [each.number for each in self.trials.values() if each.status == "running"]
         self._held = {each.number for each in self.trials.values() if each.status != "running"}
+        for number in self._waiting:  # an epoch is written down when its trial ends, but told to its curve
+            kept = self.ledger.read_kept(number, CURVE)
+            try:
+                curve = json.loads(kept) if kept else []
+            except ValueError:  # a power cut undid it; the trial tells its epochs again
+                curve = []
+            if curve:
+                self.heard(number, {**curve[-1], "curve": curve}, parameters=self.trials[number].parameters)
 
     @property
     def ended(self) -> bool:
@@ -148,7 +159,7 @@ class Study:
         return trial
 
     def heard(self, number: int, figures: Mapping[str, Any], *, parameters: Values) -> None:
-        """Note an epoch of a trial; it is written down when the trial ends.
+        """Note an epoch of a trial, unless it is known; it is written down when the trial ends.
 
         Args:
             number: Of the trial.
@@ -160,6 +171,9 @@ class Study:
         if trial.status != "running":
             return
         kept = _point(figures)
+        same = next((each for each in reversed(trial.epochs) if each["epoch"] <= kept["epoch"]), None)
+        if kept == same and "curve" not in figures:  # told again: what followed it stands
+            return
         before = [_point(each) for each in figures["curve"]] if "curve" in figures else trial.epochs
         changed = replace(
             trial,
@@ -239,6 +253,38 @@ class Study:
         self.trials[trial.number] = trial
         self.ledger.write_trial(asdict(trial))
         self.told(trial)
+
+
+class Clock:
+    """Counts the seconds of all drivers of a study, and notes them in its ledger on the way.
+
+    Args:
+        ledger: Of the study.
+        facts: Of the study; ``seconds`` is what earlier drivers took.
+        now: Seconds that only grow.
+    """
+
+    def __init__(
+        self, ledger: Ledger, facts: Mapping[str, Any], *, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.ledger, self.facts, self.now = ledger, facts, now
+        self.began_s = now() - float(facts["seconds"])
+        self.noted_s = self.seconds
+
+    @property
+    def seconds(self) -> float:
+        """How long all drivers ran together, in seconds."""
+        return round(self.now() - self.began_s, 3)
+
+    def tick(self) -> None:
+        """Note the time where the last note is some seconds old; called all the while a study runs."""
+        if self.seconds - self.noted_s >= _NOTED_S:
+            self.noted_s = self.seconds
+            self.ledger.write_study({**self.facts, "seconds": self.noted_s})
+
+    def left_s(self, budget_s: float | None) -> float | None:
+        """Say what is left of a budget, 0 where it is spent; None without one."""
+        return None if budget_s is None else max(budget_s - self.seconds, 0.0)
 
 
 def _point(figures: Mapping[str, Any]) -> dict[str, Any]:

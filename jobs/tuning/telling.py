@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 
 BEST = "best.pt"
 CURVE = "curve.json"
+#: In a report: the epoch has been judged before, by an earlier driver or in an earlier process of the trial.
+RETOLD = "retold"
 
 
 @dataclass
 class Teller:
     """Hears each epoch of a trial: measures, keeps the best weights, tells Ray Tune.
 
-    Epochs that an earlier process of this trial has told are told again first, so that a scheduler
-    that starts anew sees the whole curve.
+    Epochs that an earlier process of this trial has told are told again first, and marked, so that a
+    scheduler that starts anew sees the whole curve and judges none of it a second time.
 
     Attributes:
         home: The trial's folder.
@@ -40,6 +42,7 @@ class Teller:
         share_epochs: As in ``Work``.
         curve: What was told of each epoch, best value so far included.
         told: The last epoch that Ray Tune knows of.
+        judged: The last epoch that a scheduler has judged.
         fresh: Whether this process has told nothing yet.
     """
 
@@ -53,23 +56,41 @@ class Teller:
     share_epochs: int = 0
     curve: list[dict[str, Any]] = field(init=False)
     told: int = field(init=False)
+    judged: int = field(init=False)
     fresh: bool = field(init=False, default=True)
 
     def __post_init__(self) -> None:
         path = self.home / CURVE
         self.curve = json.loads(path.read_text()) if path.is_file() else []
-        self.told = len(self.curve) if self.share_epochs else 0
+        self.judged = self.done
+        self.told = self.judged if self.share_epochs else 0
+
+    @property
+    def done(self) -> int:
+        """How many epochs have been told, by whatever process of the trial."""
+        return int(self.curve[-1]["epoch"]) if self.curve else 0
 
     @property
     def _sign(self) -> float:
         return 1.0 if self.mode == "min" else -1.0
 
+    def begin(self) -> None:
+        """Tell what earlier processes have told, before anything is trained."""
+        for entry in self.curve:
+            if entry["epoch"] > self.told:
+                self._tell(entry)
+
     def hear(self, figures: Mapping[str, Any]) -> None:
-        """Take the figures of an epoch."""
-        epoch = int(figures["epoch"])
+        """Take the figures of an epoch.
+
+        One that is done again, because the training's checkpoint was older, changes nothing: the best weights
+        may be of a later one already. What workers do again counts, because their checkpoint holds the best.
+        """
+        epoch, network = int(figures["epoch"]), self.network()
+        if network is not None and epoch <= self.done:
+            return
         self.curve = [each for each in self.curve if each["epoch"] < epoch]
-        self._tell_again()
-        value = self.measure(self.network(), figures)
+        value = self.measure(network, figures)
         last = self.curve[-1] if self.curve else None
         entry = {
             "epoch": epoch,
@@ -82,7 +103,7 @@ class Teller:
             entry |= {"value": last["value"], "best_epoch": last["best_epoch"]}
         self.curve.append(entry)
         if entry["best_epoch"] == epoch:
-            self.keep_weights(self.network())
+            self.keep_weights(network)
         write_quickly(self.home / CURVE, json.dumps(self.curve).encode())
         if entry["best_epoch"] == epoch:
             self.keep()  # before it is told: a trial may be stopped while it tells, and it may be the best
@@ -90,18 +111,14 @@ class Teller:
 
     def finish(self, *, stopped: bool = False) -> None:
         """Tell what has not been told, and that the training has ended, by itself or because it was to."""
-        self._tell_again()
         self.keep()
         whole = {"curve": self.curve} if self.share_epochs else {}
         self.report({**(self.curve[-1] if self.curve else {}), **whole, "ended": True, "stopped": stopped})
 
-    def _tell_again(self) -> None:
-        for entry in self.curve:
-            if entry["epoch"] > self.told:
-                self._tell(entry)
-
     def _tell(self, entry: Mapping[str, Any]) -> None:
         self.told = int(entry["epoch"])
+        again = {RETOLD: True} if self.told <= self.judged else {}
+        self.judged = max(self.judged, self.told)
         if self.share_epochs and (self.fresh or self.told % self.share_epochs == 0):
             from ray import tune
 
@@ -110,7 +127,7 @@ class Teller:
             told = {**entry, "curve": self.curve}
             self.report(told, checkpoint=tune.Checkpoint.from_directory(str(self.home)))
         else:
-            self.report(dict(entry))
+            self.report({**entry, **again})
 
     def keep_weights(self, network: torch.nn.Module | None) -> None:
         """Write the weights of a network as the trial's best; nothing where workers hold it."""

@@ -6,6 +6,7 @@ trial again. It decides nothing about other trials.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,14 +19,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from jobs.fitting.checkpoint import newest
 from jobs.fitting.local import fit_here
-from jobs.fitting.loop import Epoch, FitConfig, Fitted
+from jobs.fitting.loop import PROGRESS, Epoch, FitConfig, Fitted, Progress, read_used
 from jobs.fitting.memory import OutOfMemoryError, is_out_of_memory
 from jobs.fitting.network import build_network
 from jobs.preparation.prepared import Prepared
 from jobs.tuning.ledger import Ledger
 from jobs.tuning.space import Space
-from jobs.tuning.telling import BEST, CURVE, Teller
+from jobs.tuning.telling import BEST, CURVE, Teller, write_quickly
 from kit.errors import KitError, UnavailableError
 from kit.metrics import score
 from kit.project import Project
@@ -34,7 +36,7 @@ from kit.settings import TrainSettings
 if TYPE_CHECKING:
     import torch
 
-_LOOP = "loop"
+_LOOP, _WORKERS = "loop", "workers"
 _ROWS = 4096
 
 
@@ -112,6 +114,33 @@ def has_best(folder: Path) -> bool:
     return (folder / BEST).is_file()
 
 
+def take_from_workers(folder: Path) -> list[dict[str, Any]]:
+    """Make the best weights its workers have kept a trial's own, where it could not end by itself.
+
+    Args:
+        folder: The trial's checkpoint; its best weights and its curve are replaced.
+
+    Returns:
+        The curve up to where those weights stood, as ``Teller`` writes it; empty where none are kept.
+    """
+    kept = newest(folder / _WORKERS)
+    if kept is None:
+        return []
+    progress = Progress.of(json.loads((kept / PROGRESS).read_text()))
+    curve: list[dict[str, Any]] = []
+    for each in progress.epochs:
+        best = curve[-1] if curve else None
+        value, epoch = each.validation_loss, each.epoch
+        if best is not None and best["value"] <= value:
+            value, epoch = best["value"], best["best_epoch"]
+        told = {"epoch": each.epoch, "train_loss": each.train_loss, "validation_loss": each.validation_loss}
+        curve.append({**told, "value": value, "best_epoch": epoch})
+    if curve:
+        write_quickly(folder / BEST, (kept / BEST).read_bytes())
+        write_quickly(folder / CURVE, json.dumps(curve).encode())
+    return curve
+
+
 def read_best(
     project: Project, folder: Path, *, n_features: int, n_classes: int, parameters: Mapping[str, Any]
 ) -> Fitted:
@@ -131,7 +160,9 @@ def read_best(
     network.eval()
     curve = json.loads((folder / CURVE).read_text())
     epochs = tuple(Epoch(each["epoch"], each["train_loss"], each["validation_loss"]) for each in curve)
-    return Fitted(network, epochs, curve[-1]["best_epoch"] if curve else 0)
+    kept = newest(folder / _WORKERS) or newest(folder / _LOOP)
+    used = read_used(kept) if kept is not None else {}  # ended before the first checkpoint
+    return Fitted(network, epochs, curve[-1]["best_epoch"] if curve else 0, used)
 
 
 def _train(
@@ -170,6 +201,7 @@ def _train(
         share_epochs=work.share_epochs,
     )
     fit = FitConfig.of(settings, project=project, n_classes=work.n_classes, classes=work.classes)
+    teller.begin()
     if settings.workers > 1:
         _train_on_workers(settings, arrays, fit=fit, build=build, teller=teller, work=work)
         return
@@ -181,6 +213,7 @@ def _train(
         hear=teller.hear,
         folder=home / _LOOP,
         interval_s=0.0 if work.share_epochs else settings.checkpoint_interval_s,
+        told=teller.done,
     )
     teller.finish()
 
@@ -208,7 +241,8 @@ def _train_on_workers(
     def hear(figures: dict[str, Any]) -> bool:
         nonlocal stopped
         teller.hear(figures)
-        stopped = bool(ray.get(work.board.is_stopped.remote(teller.number)))
+        with contextlib.suppress(ray.exceptions.RayError):  # a board that is gone stops nobody
+            stopped = bool(ray.get(work.board.is_stopped.remote(teller.number)))
         return not stopped
 
     fitted = fit_on_workers(
@@ -218,7 +252,7 @@ def _train_on_workers(
         fit=fit,
         build=build,
         storage=teller.home,
-        identity="workers",
+        identity=_WORKERS,
         hear=hear,
         may_stop=True,
     )

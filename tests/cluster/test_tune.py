@@ -8,7 +8,10 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,21 +20,25 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+from jobs.alone import alone
+from jobs.cluster import connected
 from jobs.tune import TuneResult, tune
+from jobs.tuning.plan import plan_study, work_of
+from jobs.tuning.running import _free_room
 from jobs.tuning.space import Space
 from kit import local_ray
-from kit.errors import InputError, ProjectError, SettingsError
+from kit.errors import ConflictError, InputError, ProjectError, SettingsError
 from kit.project import Project
 from kit.settings import TuneSettings
 
 pytestmark = pytest.mark.timeout(240)
 
-#: Five trials of eight epochs, whose values decide everything about them.
+#: Four trials of eight epochs, whose values decide everything about them.
 TUNE = """
 [tune]
 search = "random"
 scheduler = "none"
-trials = 5
+trials = 4
 
 [tune.space.train]
 learning_rate = { log = [1e-3, 1e-1] }
@@ -101,6 +108,9 @@ def facts(result: TuneResult) -> list[tuple[Any, ...]]:
 def plain(lab: Any, trained: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, TuneResult]:
     """A study nobody disturbed."""
     project = make(lab, trained, tmp_path_factory.mktemp("plain") / "blobs", pause_s=0.02)
+    left = project.state / "tune" / plan_study(project, settings(project)).identity / "trials" / "0009.json"
+    left.parent.mkdir(parents=True)
+    left.write_text("{}")  # by a removal that was killed
     return project, tune(project, settings(project))
 
 
@@ -109,7 +119,7 @@ def test_the_best_trials_best_weights_become_a_candidate_that_names_its_study(
 ) -> None:
     project, result = plain
     values = [each.value for each in result.trials]
-    assert [each.status for each in result.trials] == ["finished"] * 5
+    assert [each.status for each in result.trials] == ["finished"] * 4
     assert result.best.value == min(value for value in values if value is not None)
     losses = [each["validation_loss"] for each in result.best.epochs]
     assert losses[result.best.best_epoch - 1] == min(losses) == result.best.value
@@ -118,7 +128,7 @@ def test_the_best_trials_best_weights_become_a_candidate_that_names_its_study(
     assert lineage["study"]["parameters"] == result.best.parameters
     assert lineage["train"]["learning_rate"] == result.best.parameters["learning_rate"]
     record = json.loads(result.record.read_bytes())
-    assert (record["best"], record["version"], len(record["trials"])) == (result.best.number, 1, 5)
+    assert (record["best"], record["version"], len(record["trials"])) == (result.best.number, 1, 4)
     assert sum(record["importance"].values()) == pytest.approx(1.0, abs=1e-3)
     study = project.state / "tune" / result.study
     assert sorted(each.name for each in study.iterdir()) in (
@@ -126,6 +136,7 @@ def test_the_best_trials_best_weights_become_a_candidate_that_names_its_study(
         ["checkpoints", "study.json", "trials"],
     )
     assert not list(study.glob("checkpoints/*"))
+    assert len(list(study.glob("trials/*"))) == 4, "what a killed removal had left is still there"
 
 
 def test_a_study_whose_driver_and_worker_are_killed_ends_as_if_nothing_had_happened(
@@ -176,34 +187,6 @@ def test_a_study_whose_driver_and_worker_are_killed_ends_as_if_nothing_had_happe
     assert result.candidate.version.digest == plain[1].candidate.version.digest
 
 
-def test_a_trial_that_crashes_diverges_dies_takes_all_memory_or_is_no_graph_fails_and_the_study_goes_on(
-    lab: Any, trained: Any, tmp_path: Path
-) -> None:
-    moods = ["crashes", "diverges", "takes all", "dies", "stubborn", "good"]  # the last two learn alike
-    space = f"[tune]\nsearch = 'grid'\n[tune.space.parameters]\nmood = {{ choice = {moods} }}\n"
-    project = make(lab, trained, tmp_path / "blobs", more=space)
-    path = project.folder / "kit.toml"
-    path.write_text(path.read_text().replace("model:build", "model:moody"))
-    project = Project.open(project.folder)
-    result = tune(project, settings(project))
-    reasons = {each.parameters["mood"]: each.reason for each in result.trials if each.status == "failed"}
-    assert reasons["crashes"] == "KeyError: 'no such row'"
-    assert "the loss of epoch 1 is not finite" in reasons["diverges"]
-    assert reasons["takes all"] == "memory ran out while training with batch_size = 32"
-    assert reasons["dies"] == "its process was killed 4 times"
-    assert reasons["stubborn"].startswith("it cannot be exported: "), reasons
-    assert result.best.parameters == {"mood": "good"}
-    stubborn = next(each for each in result.trials if each.parameters["mood"] == "stubborn")
-    assert stubborn.value == result.best.value
-    record = json.loads(result.record.read_bytes())
-    assert [each["reason"] for each in record["trials"]] == [each.reason for each in result.trials]
-
-    path.write_text(path.read_text().replace(str(moods), "['crashes']"))
-    project = Project.open(project.folder)
-    with pytest.raises(InputError, match=r"none of 1 trials has worked: KeyError: 'no such row'"):
-        tune(project, settings(project))
-
-
 @pytest.mark.parametrize(
     "space, error, message",
     [
@@ -225,6 +208,16 @@ def test_a_space_with_a_wrong_name_is_refused_before_ray_starts(
     with caplog.at_level(logging.INFO, logger="kit"), pytest.raises(error, match=message):
         tune(project, settings(project))
     assert not said(caplog, "starting Ray")
+
+
+def test_two_checkouts_that_share_the_storage_do_not_write_one_study_together(
+    lab: Any, trained: Any, tmp_path: Path
+) -> None:
+    one, other = (make(lab, trained, tmp_path / name / "blobs") for name in ("one", "other"))
+    storage = str(tmp_path / "studies")
+    plan = plan_study(one, settings(one, storage=storage))
+    with alone(plan.lock_folder, plan.identity), pytest.raises(ConflictError, match="is going on already"):
+        tune(other, settings(other, storage=storage))
 
 
 class _Door(http.server.BaseHTTPRequestHandler):
@@ -323,7 +316,7 @@ def test_a_study_on_an_s3_that_refuses_writes_for_a_while_loses_nothing(
     keys = [each["Key"] for each in client.list_objects_v2(Bucket="studies")["Contents"]]
     assert sorted(key.partition(result.study)[2] for key in keys if not key.endswith("/")) == [
         "/study.json",
-        *(f"/trials/{number:04d}.json" for number in range(1, 6)),
+        *(f"/trials/{number:04d}.json" for number in range(1, 5)),
     ]
 
 
@@ -380,8 +373,85 @@ def test_a_population_whose_driver_is_killed_goes_on_with_the_values_it_had_take
 
 
 @pytest.fixture(scope="module")
+def shared_ray(trained: Any) -> Iterator[str]:
+    """The address of a Ray of two CPUs which the tests from here on join; those above have one each."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(local_ray.OPTIONS, "num_cpus", 2)
+        with connected(None, project=trained.project):
+            yield ray.get_runtime_context().gcs_address
+
+
+#: A driver that holds room on a Ray until its input ends.
+HOLDER = """
+import sys, ray
+from jobs.cluster import show_token
+from ray.util.placement_group import placement_group
+
+show_token()
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+group = placement_group([{"CPU": 1}])
+assert group.wait(60)
+print(group.id.hex(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_room_of_a_killed_trial_is_freed_and_that_of_another_driver_is_not(shared_ray: str) -> None:
+    from ray.util import placement_group, placement_group_table, remove_placement_group
+
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, shared_ray],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    theirs = holder.stdout.readline().strip()
+    ours, tunes = placement_group([{"CPU": 1}]), placement_group([{"CPU": 0.0, "memory": 1.0}])
+    assert tunes.wait(60)
+    _free_room()
+    states = {
+        each: placement_group_table()[each]["state"] for each in (theirs, ours.id.hex(), tunes.id.hex())
+    }
+    remove_placement_group(tunes)
+    holder.communicate(timeout=60)
+    assert list(states.values()) == ["CREATED", "REMOVED", "CREATED"]
+
+
+def test_a_trial_that_crashes_diverges_dies_takes_all_memory_or_is_no_graph_fails_and_the_study_goes_on(
+    lab: Any, trained: Any, tmp_path: Path, shared_ray: str
+) -> None:
+    moods = ["crashes", "diverges", "takes all", "dies", "stubborn", "good"]  # the last two learn alike
+    space = f"[tune]\nsearch = 'grid'\n[tune.space.parameters]\nmood = {{ choice = {moods} }}\n"
+    project = make(lab, trained, tmp_path / "blobs", more=space)
+    path = project.folder / "kit.toml"
+    path.write_text(path.read_text().replace("model:build", "model:moody"))
+    project = Project.open(project.folder)
+    result = tune(project, settings(project))
+    reasons = {each.parameters["mood"]: each.reason for each in result.trials if each.status == "failed"}
+    assert reasons["crashes"] == "KeyError: 'no such row'"
+    assert "the loss of epoch 1 is not finite" in reasons["diverges"]
+    assert reasons["takes all"] == "memory ran out while training with batch_size = 32"
+    assert reasons["dies"] == "its process was killed 4 times"
+    assert reasons["stubborn"].startswith("it cannot be exported: "), reasons
+    assert result.best.parameters == {"mood": "good"}
+    stubborn = next(each for each in result.trials if each.parameters["mood"] == "stubborn")
+    assert stubborn.value == result.best.value
+    record = json.loads(result.record.read_bytes())
+    assert [each["reason"] for each in record["trials"]] == [each.reason for each in result.trials]
+
+    path.write_text(path.read_text().replace(str(moods), "['crashes']"))
+    project = Project.open(project.folder)
+    with pytest.raises(InputError, match=r"none of 1 trials has worked: KeyError: 'no such row'"):
+        tune(project, settings(project))
+
+
+@pytest.fixture(scope="module")
 def forest(
-    lab: Any, trained: Any, tmp_path_factory: pytest.TempPathFactory
+    lab: Any, trained: Any, tmp_path_factory: pytest.TempPathFactory, shared_ray: str
 ) -> Iterator[tuple[str, TuneResult]]:
     """A study of an estimator that MLflow was told of."""
     space = """
@@ -428,7 +498,9 @@ def test_mlflow_is_told_of_every_trial_and_of_the_version(forest: tuple[str, Tun
     assert len(client.search_model_versions("name = 'blobs'")) == 1
 
 
-def test_trials_of_two_workers_run_after_one_that_was_stopped(lab: Any, trained: Any, tmp_path: Path) -> None:
+def test_trials_of_two_workers_run_after_one_that_was_stopped(
+    lab: Any, trained: Any, tmp_path: Path, shared_ray: str
+) -> None:
     space = """
 [tune]
 search = "grid"
@@ -442,22 +514,19 @@ learning_rate = { choice = [0.03, 1e-6, 0.02] }
     weights = "class_weights = { red = 1.0, green = 2.0, blue = 1.0 }\nworkers = 2\n"
     path.write_text(path.read_text().replace("epochs = 8\n", f"epochs = 3\n{weights}"))
     project = Project.open(project.folder)
-    if (os.cpu_count() or 1) < 3:
-        with pytest.raises(InputError, match="a trial needs 3 CPUs"):
-            tune(project, settings(project))
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setitem(local_ray.OPTIONS, "num_cpus", 3)
-    try:
-        result = tune(project, settings(project))
-    finally:
-        monkeypatch.undo()
+    with pytest.raises(InputError, match="a trial needs 3 CPUs"):
+        tune(project, settings(project))
+    # On a cluster, which may grow, a trial that waits for its workers takes none of their room.
+    chosen = settings(project, address=shared_ray, concurrent=1)
+    assert work_of(plan_study(project, chosen)).train.address == shared_ray
+    result = tune(project, chosen)
     assert [each.status for each in result.trials] == ["finished", "stopped", "stopped"], result.trials
     assert [len(each.epochs) for each in result.trials] == [3, 1, 2], "one was trained on"
     assert result.best.parameters == {"learning_rate": 0.03}
 
 
 def test_a_time_budget_ends_trials_and_what_they_reached_counts(
-    lab: Any, trained: Any, tmp_path: Path
+    lab: Any, trained: Any, tmp_path: Path, shared_ray: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = make(lab, trained, tmp_path / "blobs", pause_s=0.05)
     path = project.folder / "kit.toml"
@@ -465,7 +534,17 @@ def test_a_time_budget_ends_trials_and_what_they_reached_counts(
         path.read_text().replace("epochs = 8\nbatch", "epochs = 5000\nbatch").replace("= 24", "= 5000")
     )
     project = Project.open(project.folder)
-    result = tune(project, settings(project, trials=2, time_budget_s=15.0))
+
+    class Clock:
+        """Tells Ray Tune that an hour has passed as soon as a trial has done an epoch."""
+
+        @staticmethod
+        def time() -> float:
+            told = any((project.state / "tune").glob("*/checkpoints/*/curve.json"))
+            return time.time() + 3600.0 * told
+
+    monkeypatch.setattr("ray.tune.stopper.timeout.time", Clock)
+    result = tune(project, settings(project, trials=2, time_budget_s=3600.0))
     assert {each.status for each in result.trials} <= {"stopped", "failed"}
     assert result.best.status == "stopped"
     assert result.best.reason == "the time budget was spent"

@@ -140,9 +140,19 @@ def test_a_population_whose_weights_differ_in_shape_is_refused() -> None:
         wide.check_build(lambda values: values["width"], weights_stay=True)
 
 
-def test_a_mutated_value_stays_in_the_space() -> None:
+def test_weights_of_classes_are_not_compared_by_the_loss_they_weigh() -> None:
+    weighed = space(train={"class_weights": {"choice": ["none", "balanced"]}})
+    with pytest.raises(
+        SettingsError, match="'class_weights' changes what metric = 'validation_loss' measures"
+    ):
+        weighed.check_metric("validation_loss")
+    weighed.check_metric("f1_macro")
+    space(parameters={"class_weights": {"choice": [1, 2]}}).check_metric("validation_loss")
+
+
+def test_a_mutated_value_stays_in_its_range() -> None:
     wild = {"width": 77, "kind": "relu", "depth": 3.6, "dropout": 0.6, "learning_rate": 1e-5}
-    assert space(**WIDE).bounded(wild) == {
+    assert {each.name: each.bounded(wild[each.name]) for each in space(**WIDE).dimensions} == {
         "width": 64,
         "kind": "relu",
         "depth": 3,
