@@ -2,9 +2,10 @@
 # They need Python 3.11, make and a package registry.
 
 PYTHON ?= python3.11
-# Bytecode is made when a module is first imported: making all of it here costs longer than the download.
-PIP := -m pip install --quiet --disable-pip-version-check --no-compile
+PIP := -m pip install --quiet --disable-pip-version-check
 BIN := .venv/bin
+# The environments are installed side by side.
+MAKEFLAGS += --jobs=4
 DEMO := $(BIN)/python -m kit.cli.demo --device-python $(CURDIR)/.venv-device/bin/python
 SOURCES := kit jobs serve edge tests benchmarks
 

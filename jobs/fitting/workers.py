@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.cluster import check_room, connected, is_disk_full, translated
+from jobs.cluster import check_room, connected, inside_job, is_disk_full, translated
 from jobs.fitting.checkpoint import newest, note_batch, take_up, with_noted_batch
 from jobs.fitting.listening import disk_full, listening, refusal_of, refused
 from jobs.fitting.local import Build, built, device_here, settle
@@ -138,15 +138,24 @@ def _run_trainer(run: _Run, fit: FitConfig) -> Path:
     from ray.train.torch import TorchConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    class Interruptible(DataParallelTrainer):
+    settings = run.settings
+    # Each is a process, 2 s of a core to start: one hands out Ray Datasets, of which there are none;
+    # one frees what a dead controller held, and on this machine all that ends with the command.
+    idle = {"DatasetsCallback"}
+    if settings.address is None and not inside_job():
+        idle.add("PlacementGroupCleanerCallback")
+
+    class Trimmed(DataParallelTrainer):
         """Leaves Ctrl-C to Python: Ray's own handler would end the process as if it had succeeded."""
 
         def _register_sigint_handler(self, controller: Any) -> None:
             pass
 
+        def _create_default_callbacks(self) -> list[Any]:
+            return [each for each in super()._create_default_callbacks() if type(each).__name__ not in idle]
+
     for name in ("ray.train", "ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    settings = run.settings
     fewest = settings.min_workers or settings.workers
     check_room(fewest, threads=settings.threads, address=settings.address)
     scaling = _scaling(settings, fit)
@@ -161,7 +170,7 @@ def _run_trainer(run: _Run, fit: FitConfig) -> Path:
             "may_stop": run.may_stop,
             "watched": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0",
         }
-        trainer = Interruptible(
+        trainer = Trimmed(
             _work,
             train_loop_config=config,
             # One worker needs no process group, nor Ray's controller torch, whose import takes 1.2 s.

@@ -181,9 +181,12 @@ def test_an_error_of_who_hears_stops_the_worker_and_is_raised(
     lab: Any, trained: Any, one_ray: None, tmp_path: Path
 ) -> None:
     heard: list[int] = []
+    idle: list[psutil.Process] = []  # what Ray Train starts for who has Ray Datasets or a Ray of others
 
     def hear(figures: dict[str, Any]) -> None:
         heard.append(figures["epoch"])
+        for title in ("DatasetManager", "PlacementGroupCleaner"):
+            idle.extend(lab.processes(f"ray::{title}"))
         if len(heard) == 2:
             raise UnavailableError("the ledger does not answer")
 
@@ -191,6 +194,7 @@ def test_an_error_of_who_hears_stops_the_worker_and_is_raised(
     with pytest.raises(UnavailableError, match="the ledger does not answer"):
         fit(project, tmp_path, hear=hear, workers=1)
     assert heard == [1, 2]
+    assert idle == []
     (kept,) = (tmp_path / "run").rglob("progress.json")
     assert 2 <= len(json.loads(kept.read_text())["epochs"]) < 10
 
