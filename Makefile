@@ -53,7 +53,7 @@ fix: .venv/ready  ## format and repair what can be repaired
 	$(BIN)/ruff format $(SOURCES)
 
 test: setup .venv-oms/ready .venv-tflite/ready  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 bench: setup  ## the figures the documents show: ours beside a bare loop, interleaved
 	$(BIN)/python benchmarks/startup.py
