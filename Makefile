@@ -10,7 +10,7 @@ DEMO := $(BIN)/python -m kit.cli.demo --device-python $(CURDIR)/.venv-device/bin
 SOURCES := kit jobs serve edge tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check fix test bench clean
+.PHONY: help setup demo check fix test test-cluster test-others bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -52,8 +52,16 @@ fix: .venv/ready  ## format and repair what can be repaired
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-test: setup .venv-oms/ready .venv-tflite/ready  ## all tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+test: test-cluster test-others  ## all tests
+
+# What starts Rays runs beside what starts servers, since each waits for half its time; its output comes at its end.
+CLUSTER_LOG := .pytest_cache/cluster.log
+test-cluster: setup
+	@mkdir -p .pytest_cache
+	@$(BIN)/python -m pytest tests/cluster >$(CLUSTER_LOG) 2>&1; status=$$?; cat $(CLUSTER_LOG); exit $$status
+
+test-others: setup .venv-oms/ready .venv-tflite/ready
+	$(BIN)/python -m pytest tests/unit tests/system
 
 bench: setup  ## the figures the documents show: ours beside a bare loop, interleaved
 	$(BIN)/python benchmarks/startup.py

@@ -24,16 +24,6 @@ WEIGHTS = np.array([[2.0, -1.0], [-1.0, 2.0]], dtype=np.float32)
 GOLDEN_ROWS = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.25], [-1.0, 1.0]], dtype=np.float32)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep all of tests/cluster in one process, and all of tests/system, where pytest runs several.
-
-    Each starts Rays and servers of which there is room for one; side by side each runs while the other waits.
-    """
-    for item in items:
-        together = item.path.parent.name if item.path.parent.name != "unit" else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(together))
-
-
 @dataclass(frozen=True)
 class Bundle:
     """A bundle file, its digest, and the sealed folder it was packed from."""
