@@ -61,7 +61,7 @@ test-cluster: setup
 	@$(BIN)/python -m pytest tests/cluster >$(CLUSTER_LOG) 2>&1; status=$$?; cat $(CLUSTER_LOG); exit $$status
 
 test-others: setup .venv-oms/ready .venv-tflite/ready
-	$(BIN)/python -m pytest tests/unit tests/system
+	$(BIN)/python -m pytest tests/system tests/unit
 
 bench: setup  ## the figures the documents show: ours beside a bare loop, interleaved
 	$(BIN)/python benchmarks/startup.py

@@ -6,17 +6,18 @@ import json
 import logging
 import signal
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from jobs.fitting import listening as listening_module
 from jobs.fitting.listening import listening, refused
-from jobs.fitting.loop import FitConfig, Fitted
+from jobs.fitting.loop import BEST, PROGRESS, WEIGHTS, FitConfig, Fitted, Progress
 from jobs.fitting.network import build_network
 from jobs.fitting.workers import fit_on_workers
 from jobs.preparation.prepared import prepare_rows
@@ -204,6 +205,9 @@ def test_more_workers_than_cpus_are_refused_and_what_was_learned_stays(
 ) -> None:
     learned = tmp_path / "run" / "checkpoint_1"
     learned.mkdir(parents=True)
+    (learned / PROGRESS).write_text(json.dumps(asdict(Progress())))
+    for name in (WEIGHTS, BEST):
+        torch.save({}, learned / name)
     with pytest.raises(InputError, match="workers = 1000, but this machine has"):
         fit(trained.project, tmp_path, hear=None, workers=1000)
     assert learned.is_dir()
