@@ -32,6 +32,10 @@ class Live:
         self.summed_s = self.drawn_s = clock()
         self.live: Any = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the terminal out of copies: Ray Tune keeps one of whatever its callbacks know."""
+        return {**self.__dict__, "live": None}
+
     def __enter__(self) -> Live:
         if sys.stderr.isatty():
             from rich.console import Console

@@ -7,12 +7,14 @@ import http.server
 import json
 import logging
 import os
+import pty
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -449,11 +451,33 @@ def test_a_trial_that_crashes_diverges_dies_takes_all_memory_or_is_no_graph_fail
         tune(project, settings(project))
 
 
+@contextmanager
+def terminal(patch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
+    """Make standard error a terminal; gives the pieces it was sent, all of them after the block."""
+    ours, theirs = pty.openpty()
+    shown: list[bytes] = []
+
+    def read() -> None:
+        with suppress(OSError):  # the other end was closed
+            while piece := os.read(ours, 1 << 16):
+                shown.append(piece)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with open(theirs, "w") as stream:
+        patch.setattr(sys, "stderr", stream)
+        patch.setenv("TERM", "xterm")
+        yield shown
+        patch.undo()
+    reader.join(timeout=10)
+    os.close(ours)
+
+
 @pytest.fixture(scope="module")
 def forest(
     lab: Any, trained: Any, tmp_path_factory: pytest.TempPathFactory, shared_ray: str
-) -> Iterator[tuple[str, TuneResult]]:
-    """A study of an estimator that MLflow was told of."""
+) -> tuple[str, TuneResult, str]:
+    """A study of an estimator that MLflow was told of, and what a terminal showed of it."""
     space = """
 [tune]
 search = "grid"
@@ -472,30 +496,40 @@ max_depth = { choice = [1, 8] }
     end = text.index("\n[", begin)
     path.write_text(text[:begin] + "[train]\ngolden_rows = 4\n" + text[end:])
     project = Project.open(folder)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, terminal(patch) as shown:
         uri = f"sqlite:///{folder / 'mlflow.db'}"
         patch.setenv("MLFLOW_TRACKING_URI", uri)
-        yield uri, tune(project, settings(project))
+        result = tune(project, settings(project))
+    return uri, result, b"".join(shown).decode()
 
 
-def test_an_estimator_is_tuned_and_the_best_one_becomes_the_candidate(forest: tuple[str, TuneResult]) -> None:
-    _, result = forest
+def test_an_estimator_is_tuned_and_the_best_one_becomes_the_candidate(
+    forest: tuple[str, TuneResult, str],
+) -> None:
+    _, result, _ = forest
     assert [each.status for each in result.trials] == ["finished"] * 2
     assert result.best.value == max(each.value or 0.0 for each in result.trials)
     assert result.mode == "max"
     assert result.candidate.version.number == 1
 
 
-def test_mlflow_is_told_of_every_trial_and_of_the_version(forest: tuple[str, TuneResult]) -> None:
+def test_mlflow_is_told_of_every_trial_and_of_the_version(forest: tuple[str, TuneResult, str]) -> None:
     from mlflow.tracking import MlflowClient
 
-    uri, _ = forest
+    uri, _, _ = forest
     client = MlflowClient(uri, registry_uri=uri)
     runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
     depths = {run.data.params["max_depth"] for run in runs if "max_depth" in run.data.params}
     assert depths == {"1", "8"}
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert len(client.search_model_versions("name = 'blobs'")) == 1
+
+
+def test_a_terminal_shows_a_table_of_the_trials_while_they_run(forest: tuple[str, TuneResult, str]) -> None:
+    *_, shown = forest
+    assert "1 running" in shown or "2 running" in shown
+    assert "2 of 2 trials ended, 0 running" in shown
+    assert "max_depth" in shown
 
 
 def test_trials_of_two_workers_run_after_one_that_was_stopped(
