@@ -180,9 +180,10 @@ def test_boosting_answers_alike_in_small_units_and_on_a_large_offset(
 ) -> None:
     project = project_of(tmp_path, estimator, "", task="regression")
     rows, _ = clouds(1600, n_classes=1)
-    proven(
-        project, prepared_of(project, rows, (rows[:, 0] * rows[:, 1] + np.sin(rows[:, 2])) * size + offset)
-    )
+    truth = (rows[:, 0] * rows[:, 1] + np.sin(rows[:, 2])) * size + offset
+    _, model = proven(project, prepared_of(project, rows, truth))
+    value = run_onnx(model)({"x": rows})["value"]
+    assert np.sqrt(np.mean((value - truth) ** 2)) <= 1.01 * truth.std()  # XGBoost splits nothing so small
 
 
 @pytest.mark.parametrize(
