@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from kit.row_codes import same_rows, value_codes
 from kit.rows import Part, Rows, Split
 from kit.settings.data import DataSettings
 from kit.settings.prepare import PrepareSettings, WindowSettings
-from kit.signature import Signature, Tensors
+from kit.signature import Signature
 from kit.tables import read_table, to_tensors
 from kit.times import NO_GAP, Gap, gap_in_units, read_times
 from kit.windows import add_windows, check_windows, window_reach
@@ -93,7 +94,9 @@ def load_rows(project: Project) -> Rows:
                 f"column {column!r} of {settings.path} holds no value at all",
                 hint="fill the column or take it out of [[data.inputs]]",
             )
-    everything = Part(_tensors(table, signature, rows=cleaned.rows), labels, cleaned.rows)
+    images = takes_images(signature) and FILE_COLUMN in table.column_names
+    with rows_as_given(cleaned.rows, files=table.column(FILE_COLUMN) if images else None):
+        everything = Part(to_tensors(table, signature), labels, cleaned.rows)
     evidence, gap = _evidence(table, settings, signature, windows=prepare.windows)
     return Rows(everything, table, classes, manifest, changes, settings, evidence, raw, gap)
 
@@ -258,19 +261,28 @@ def _groups(table: pa.Table, name: str) -> np.ndarray:
     return groups
 
 
-def _tensors(table: pa.Table, signature: Signature, *, rows: np.ndarray) -> Tensors:
-    """Make tensors; a message that names a row names that of the raw table, and the image where it is one."""
+@contextmanager
+def rows_as_given(rows: np.ndarray, *, files: Any = None) -> Iterator[None]:
+    """Let a message that names a row of a cleaned table name that of the table as it was read.
+
+    Args:
+        rows: Number of each row in the table as it was read, shape (n_rows,).
+        files: Column with the image each row is; None where rows are no images.
+
+    Raises:
+        InputError: What the block raised, with the other number.
+    """
     try:
-        return to_tensors(table, signature)
+        yield
     except InputError as error:
         found = _ROW.search(error.message)
         if found is None:
             raise
         row = int(found[0])
         said = f"{error.message[: found.start()]}{rows[row]}{error.message[found.end() :]}"
-        if takes_images(signature) and FILE_COLUMN in table.column_names:
-            said = f"{table.column(FILE_COLUMN)[row].as_py()}: {said}"
-        raise InputError(said, hint=error.hint) from error
+        if files is not None:
+            said = f"{files[row].as_py()}: {said}"
+        raise type(error)(said, hint=error.hint) from error
 
 
 def _is_empty(column: Any) -> bool:

@@ -6,9 +6,6 @@ refused, because the rows may be ones it has learned.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +13,7 @@ import numpy as np
 
 from kit.bootstrap import INDEPENDENT, Draw
 from kit.cleaning import Cleaned, apply_rule, check_rules, drop_duplicates
-from kit.data import load_rows, read_data, string_columns
+from kit.data import load_rows, read_data, rows_as_given, string_columns
 from kit.errors import InputError, nearest
 from kit.labels import read_labels
 from kit.lineage import require_same_question, require_same_rows, require_same_signature
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
 
 #: What else evaluate can do where the held-out rows are not known any more.
 _ELSEWHERE = "measure on labelled rows the model has not seen: --data TABLE"
-_ROW = re.compile(r"(?<=, row )\d+")
 
 
 @dataclass(frozen=True)
@@ -111,7 +107,7 @@ def labelled_rows(project: Project, version: ModelVersion, uri: str) -> Measured
         cleaned = apply_rule(cleaned, rule, inputs=inputs)
     if prepare.duplicates is not None:
         cleaned = drop_duplicates(cleaned, prepare.duplicates, time=settings.time)
-    with _rows_as_given(cleaned.rows):
+    with rows_as_given(cleaned.rows):
         table, _ = add_windows(cleaned.table, prepare.windows, time=settings.time)
         if not table.num_rows:
             raise InputError(f"{uri} has no rows to measure on", hint="name a table with rows")
@@ -134,16 +130,3 @@ def _draw(table: pa.Table, settings: DataSettings) -> Draw:
     if settings.split == "time" and settings.time in table.column_names:
         return Draw.of_times(read_times(table.column(settings.time), name=settings.time).values)
     return INDEPENDENT
-
-
-@contextmanager
-def _rows_as_given(rows: np.ndarray) -> Iterator[None]:
-    """Let a message that names a row of the cleaned table name that of the table as it was read."""
-    try:
-        yield
-    except InputError as error:
-        found = _ROW.search(error.message)
-        if found is None:
-            raise
-        said = f"{error.message[: found.start()]}{rows[int(found[0])]}{error.message[found.end() :]}"
-        raise type(error)(said, hint=error.hint) from error
