@@ -210,7 +210,7 @@ def _export(
         signature=signature,
         golden_inputs=golden,
         golden_outputs={name: np.asarray(value) for name, value in answer(golden).items()},
-        profile=profile(split.train.tensors, signature=signature),
+        profile=profile(split.train.tensors, signature=signature, outputs=outputs),
         steps=fitted_steps(transformer, signature=signature) if transformer is not None else None,
         manifest={
             "metrics": evaluate(signature.task, split.test.labels, outputs),

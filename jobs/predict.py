@@ -1,85 +1,50 @@
-"""Predict every row of a table: a frozen plan of shards, actors that run them, a count that must fit.
+"""Predict every row of a table, each exactly once, whatever dies on the way.
 
-A shard is a range of rows of one file and becomes one Parquet part with a fixed name. Every actor
-verifies the model before it loads it. The report is written last, and only when the rows that
-went out are as many as came in.
+A run is planned once, its plan kept in the output folder. Shards become parts by ``jobs.batch.run``;
+the manifest is written last, and only when every row that was read is in a part or in the
+quarantine. The same command again goes on where the ledger says it was.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import re
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import numpy as np
-
-from jobs.cluster import check_room, connected, n_cpus, translated
-from jobs.output import REPORT, claimed, cleared_on_failure, write, write_part
-from kit.engines import Engine, open_engine
-from kit.errors import GateError, InputError, UnavailableError, nearest
+from jobs.batch import retry
+from jobs.batch.actor import ORIGIN_FILE, ORIGIN_ROW, Work
+from jobs.batch.finish import Allowance, count, manifest_of
+from jobs.batch.ledger import Commit, Ledger, check_unused
+from jobs.batch.live import Extent, Live
+from jobs.batch.parts import Layout
+from jobs.batch.places import open_place
+from jobs.batch.plan import Plan, Shard, make_shards, require_same, shaping
+from jobs.batch.pool import Member, Pool
+from jobs.batch.report import About, build, write_page
+from jobs.batch.refusals import accepted
+from jobs.batch.run import Run
+from jobs.batch.sources import Piece, Reading, cut, read_pieces, survey
+from jobs.cluster import check_room, connected, translated
+from jobs.runs import output_of, remember
+from jobs.spot import watching
+from kit.errors import InputError, MissingDependencyError, SettingsError, nearest
 from kit.files import canonical_json
+from kit.images import image_layout, list_data
 from kit.model_version import ModelVersion
 from kit.project import Project
+from kit.registry import VersionRecord
 from kit.settings import PredictSettings
-from kit.signature import Signature, Tensors
-from kit.store import open_store
-from kit.tables import (
-    TableFile,
-    list_files,
-    open_file_system,
-    read_file,
-    reading,
-    to_tensors,
-)
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from kit.signature import Signature
+from kit.tables import TableFile
 
 _log = logging.getLogger("kit")
-_MAX_RESTARTS = 3
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A range of rows of one file.
-
-    Attributes:
-        part: Name of the part it becomes.
-        file: Where the rows are.
-        start: First row, from 0.
-        n_rows: How many; None for all of a file whose rows cannot be counted without reading it.
-    """
-
-    part: str
-    file: TableFile
-    start: int
-    n_rows: int | None
-
-
-@dataclass(frozen=True)
-class Done:
-    """What became of a shard.
-
-    Attributes:
-        part: Its name.
-        rows_in: Rows read.
-        rows_out: Rows written.
-        seconds: Wall time of the actor.
-        labels: Rows by answered class, in the order of the classes; empty for regression.
-    """
-
-    part: str
-    rows_in: int
-    rows_out: int
-    seconds: float
-    labels: tuple[int, ...]
+_SHARD_BYTES = 64 << 20
+_FILES_LOOKED_AT, _ROWS_LOOKED_AT, _LOOK_BYTES = 100, 100, 1 << 20  # before a run starts
 
 
 @dataclass(frozen=True)
@@ -87,83 +52,327 @@ class PredictResult:
     """What a batch run did.
 
     Attributes:
+        run_id: Names the run by its model, input and settings.
         model: The version, as ``name@number``.
         digest: Its digest.
         output: Folder of the parts.
         rows_in: Rows of the table.
-        rows_out: Rows written; the same.
-        n_parts: Parts written.
-        seconds: Wall time of the shards, Ray's start not counted.
+        rows_out: Rows answered.
+        rows_refused: Rows in the quarantine; with ``rows_out``, as many as ``rows_in``.
+        n_parts: Files the answers lie in.
+        n_resumed: Shards an earlier driver had finished.
+        batch_rows: Rows per call of the engine.
+        seconds: Wall time of the shards of this driver, Ray's start not counted.
         rows_per_second: Over that time.
         labels: Class to how many rows were given it; empty for regression.
+        report: The page about the run; None where it was finished before.
     """
 
+    run_id: str
     model: str
     digest: str
     output: str
     rows_in: int
     rows_out: int
+    rows_refused: int
     n_parts: int
+    n_resumed: int
+    batch_rows: int
     seconds: float
     rows_per_second: float
     labels: dict[str, int]
+    report: str | None
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What every actor needs to know; plain values, so it travels."""
+@dataclass
+class _Task:
+    """One run, from its plan to its manifest."""
 
-    store: str
-    cache: Path
-    digest: str
-    trusted: tuple[bytes, ...]
-    input: str
-    output: str
+    project: Project
     settings: PredictSettings
+    version: ModelVersion
+    ledger: Ledger
+    plan: Plan
+    lost: threading.Event
+    kept: dict[str, Commit] = field(default_factory=dict)
+    made: dict[str, Commit] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def commits(self) -> list[Commit]:
+        """All records, in the order of the shards."""
+        both = {**self.kept, **self.made}
+        return [both[shard.name] for shard in self.plan.shards if shard.name in both]
 
 
 def predict(project: Project, settings: PredictSettings) -> PredictResult:
     """Predict every row of a table; see the module.
 
     Raises:
-        InputError: The table, a column or a value breaks a rule; the message names file and row.
-        ConflictError: The output folder is not empty, or another run holds it.
-        GateError: Not as many rows came out as went in.
+        InputError: The table, a column or a setting breaks a rule; the message names it.
+        ConflictError: The output folder holds another run, or another driver holds it.
+        GateError: More rows are refused than ``max_bad_rows`` allows, or the rows do not add up.
         NotFoundError: Nobody knows the model.
-        VerificationError: The model's files or signature do not hold.
+        VerificationError: The model's files or signature do not hold, or the ledger is damaged.
         UnavailableError: The cluster, S3 or the disk fails.
+        KeyboardInterrupt: It was interrupted; what was in flight is done and kept.
     """
+    if settings.input is None and not settings.retry_quarantine:
+        raise SettingsError(
+            "the input is missing", hint="name it: --input TABLE, or input in [predict] of kit.toml"
+        )
     record, version = project.open_version(settings.model)
     _check_outputs(settings, version.signature)
-    source, target = project.locate(settings.input), project.locate(settings.output)
-    strings = version.signature.string_columns
-    files = _with_bytes(source, list_files(source))
-    shards = plan(source, files, shard_rows=settings.shard_rows)
-    first = _first_rows(source, files[0], strings=strings)
-    _check_windows(settings, version, first)
-    _check_columns(settings, version.signature, first)
-    work = _Work(
+    place = open_place(output_of(project, settings.output))
+    if settings.retry_quarantine:
+        with place.held() as lost:
+            settings, ledger, plan = retry.prepared(project, settings, record, version, place)
+            return _done(_Task(project, settings, version, ledger, plan, lost))
+    source = project.locate(str(settings.input))
+    files = _with_bytes(source, list_data(source))
+    ledger = Ledger(place)
+    if ledger.read("plan") is None:
+        check_unused(place)
+        plan = planned(settings, record, version, source=source, files=files)
+        with place.held() as lost:
+            return _done(_Task(project, settings, version, ledger, _taken_up(ledger, plan), lost))
+    bare = unread(settings, record, version, source=source, files=files)
+    with place.held() as lost:
+        kept = _taken_up(ledger, bare)
+        if not kept.shards:  # another run's plan, of which nothing was done yet
+            kept = planned(settings, record, version, source=source, files=files)
+            ledger.put("plan", canonical_json(kept.to_json()))
+        return _done(_Task(project, settings, version, ledger, kept, lost))
+
+
+def unread(
+    settings: PredictSettings,
+    record: VersionRecord,
+    version: ModelVersion,
+    *,
+    source: str,
+    files: Sequence[TableFile],
+) -> Plan:
+    """Say what a run is, without reading its input: a plan without shards."""
+    reading = Reading(uri=source, columns=(), types={}, layout=None)
+    return Plan(
+        model=f"{record.model}@{record.number}",
+        digest=record.digest,
+        settings=shaping(settings),
+        reading=reading,
+        files=tuple(files),
+        shards=(),
+    )
+
+
+def planned(
+    settings: PredictSettings,
+    record: VersionRecord,
+    version: ModelVersion,
+    *,
+    source: str,
+    files: Sequence[TableFile],
+) -> Plan:
+    """Look at the input and cut it into shards.
+
+    Raises:
+        InputError: The model cannot read the table.
+        UnavailableError: S3 does not answer or refuses.
+    """
+    bare = unread(settings, record, version, source=source, files=files)
+    reading = _surveyed(settings, version, source=source, files=files)
+    groups = cut(reading, files, shard_rows=settings.shard_rows, shard_bytes=_SHARD_BYTES)
+    return replace(bare, reading=reading, shards=make_shards(groups, prefix="", files=files))
+
+
+def _taken_up(ledger: Ledger, plan: Plan) -> Plan:
+    """Give the plan that stands: the one that is kept, if it is this run's; else this one, kept now."""
+    kept = ledger.read("plan")
+    if kept is None:
+        if plan.shards:
+            ledger.create("plan", plan.to_json())
+        return plan
+    before = Plan.from_json(kept)
+    if before.run_id != plan.run_id and not ledger.commits():
+        if plan.shards:
+            ledger.put("plan", canonical_json(plan.to_json()))
+        return plan
+    require_same(before, plan, output=ledger.place.uri)
+    return before
+
+
+def _done(task: _Task) -> PredictResult:
+    """Do what is left of a run, and close it."""
+    ledger, plan = task.ledger, task.plan
+    manifest = ledger.read("manifest")
+    if manifest is not None:
+        _log.info("run %s in %s is finished; nothing is left to do", plan.run_id, ledger.place.uri)
+        return _finished(task, manifest)
+    remember(task.project, ledger.place.uri)
+    ledger.place.clear_leftovers()
+    task.kept = ledger.commits()
+    left = [shard for shard in plan.shards if shard.name not in task.kept]
+    if task.kept:
+        _log.info("run %s: %d of %d shards are done", plan.run_id, len(task.kept), len(plan.shards))
+    task.engine = ledger.read("engine") or {}
+    seconds, stays = _shards_run(task, left) if left else (0.0, ())
+    counts = count(plan, task.commits, ledger.place)
+    Allowance(task.settings.max_bad_rows, n_rows=counts.rows_in).require(task.commits, finished=True)
+    facts = build(
+        About(
+            model=plan.model,
+            digest=plan.digest,
+            engine=str(task.engine.get("engine", task.settings.engine)),
+            input=plan.reading.uri,
+            output=ledger.place.uri,
+            classes=tuple(map(str, task.version.signature.classes)),
+            retry=ledger.retry,
+        ),
+        task.commits,
+        stays=stays,
+        prices=task.settings.prices,
+        engine=task.engine,
+        profile=task.version.profile,
+    )
+    ledger.put("report.json", canonical_json(facts))
+    try:
+        ledger.put("report.html", write_page(task.project, facts))
+    except MissingDependencyError as error:  # the answers do not depend on the page
+        _log.warning("no %s was written: %s", ledger.name("report.html"), error.message)
+    ledger.create("manifest", manifest_of(plan, task.commits, counts))
+    task.project.write_record("predict", f"{time.time_ns()}-{plan.run_id}", facts)
+    return _result(task, counts.rows_in, seconds=seconds)
+
+
+def _shards_run(task: _Task, left: Sequence[Shard]) -> tuple[float, tuple[Any, ...]]:
+    """Run the shards that are left on Ray; gives the seconds it took and the nodes' stays."""
+    settings, plan = task.settings, task.plan
+    allowance = Allowance(settings.max_bad_rows, n_rows=plan.n_rows)
+    with connected(settings.address, project=task.project), _hinted(task):
+        gpus = 1.0 if settings.device in ("cuda", "tensorrt") else 0.0
+        if settings.workers:
+            check_room(settings.workers, threads=max(settings.threads, 1), address=settings.address)
+        pool = Pool(_work(task), workers=settings.workers, gpus=gpus)
+        started_s = 0.0
+
+        sizes = {shard.name: shard.n_bytes for shard in plan.shards}
+        resumed = Extent(
+            len(task.kept),
+            sum(sizes[name] for name in task.kept),
+            sum(each.rows_in for each in task.kept.values()),
+        )
+        total = Extent(len(sizes), sum(sizes.values()), plan.n_rows)
+        with watching(nodes=lambda: pool.held), Live(total, resumed=resumed) as live:
+
+            def on_start(member: Member, shard: Shard) -> int:
+                nonlocal started_s
+                task.engine = _engine_of(task, member, shard)
+                started_s = time.monotonic()
+                live.begin()
+                return int(task.engine["batch_rows"])
+
+            def on_commit(commit: Commit) -> None:
+                task.made[commit.shard] = commit
+                live.done(commit, n_bytes=sizes[commit.shard])
+                if commit.rows_refused:
+                    allowance.require(task.commits, finished=False)
+
+            run = Run(
+                pool=pool,
+                shards=left,
+                on_start=on_start,
+                on_commit=on_commit,
+                on_tick=lambda pool: live.pool(pool.nodes, actors=len(pool.members), restarts=pool.restarts),
+                lost=task.lost.is_set,
+            )
+            try:
+                run.go()
+            finally:
+                pool.close()
+        return time.monotonic() - started_s, tuple(pool.stays)
+
+
+def _engine_of(task: _Task, member: Member, shard: Shard) -> dict[str, Any]:
+    """Settle the rows per call: what the run's first driver found stays, and so do the answers."""
+    import ray
+
+    known = task.ledger.read("engine")
+    if known is not None:
+        return known
+    wanted = task.settings.batch_rows
+    with translated():
+        found = ray.get(member.handle.measure.remote(shard, wanted if isinstance(wanted, int) else None))
+    assert member.ready is not None
+    facts = {**found, "engine": member.ready.engine, "threads": task.settings.threads}
+    task.ledger.create("engine", facts)
+    if wanted == "auto":
+        _log.info("%s rows a call", f"{facts['batch_rows']:,}")
+    return facts
+
+
+@contextlib.contextmanager
+def _hinted(task: _Task) -> Iterator[None]:
+    """Say how much is kept when a run ends early."""
+    try:
+        yield
+    except BaseException:
+        n_done = len(task.commits)
+        _log.warning(
+            "%d of %d shards are done and kept in %s; the same command resumes",
+            n_done,
+            len(task.plan.shards),
+            task.ledger.place.uri,
+        )
+        raise
+
+
+def _work(task: _Task) -> Work:
+    settings, project = task.settings, task.project
+    return Work(
         store=project.store().uri,
         cache=project.state / "cache",
-        digest=record.digest,
+        digest=task.plan.digest,
         trusted=project.trusted(),
-        input=source,
-        output=target,
-        settings=settings,
+        output=task.ledger.place.uri,
+        retry=task.ledger.retry,
+        reading=task.plan.reading,
+        layout=Layout(settings.codec, settings.row_group_rows, settings.partition_by),
+        columns=settings.columns,
+        outputs=settings.outputs,
+        origin=settings.origin,
+        engine=settings.engine,
+        device=settings.device,
+        threads=settings.threads,
+        formats=frozenset(file.format for file in task.plan.files),
     )
-    with claimed(target), cleared_on_failure(target, parts={shard.part for shard in shards}):
-        with connected(settings.address, project=project):
-            started = time.monotonic()
-            done = _run(work, shards)
-            seconds = time.monotonic() - started
-        result = _summary(
-            f"{record.model}@{record.number}", record.digest, target, done, version.signature, seconds
-        )
-        _check_count(result)
-        facts = {**asdict(result), "shards": [asdict(each) for each in done], "engine": settings.engine}
-        write(target, REPORT, canonical_json(facts))
-    project.write_record("predict", f"{record.number:04d}-{time.time_ns()}", facts)
-    return result
+
+
+def _result(task: _Task, rows_in: int, *, seconds: float) -> PredictResult:
+    commits, plan = task.commits, task.plan
+    classes = task.version.signature.classes
+    counts = [sum(column) for column in zip(*(each.labels for each in commits), strict=True)]
+    made = sum(each.rows_in for each in task.made.values())
+    return PredictResult(
+        run_id=plan.run_id,
+        model=plan.model,
+        digest=plan.digest,
+        output=task.ledger.place.uri,
+        rows_in=rows_in,
+        rows_out=sum(each.rows_out for each in commits),
+        rows_refused=sum(each.rows_refused for each in commits),
+        n_parts=sum(len(each.files) for each in commits),
+        n_resumed=len(task.kept),
+        batch_rows=max((each.batch_rows for each in commits), default=0),
+        seconds=round(seconds, 3),
+        rows_per_second=round(made / seconds, 1) if seconds else 0.0,
+        labels={str(name): number for name, number in zip(classes, counts, strict=False)},
+        report=f"{task.ledger.place.uri}/{task.ledger.name('report.html')}",
+    )
+
+
+def _finished(task: _Task, manifest: Mapping[str, Any]) -> PredictResult:
+    task.kept = task.ledger.commits()
+    return replace(_result(task, int(manifest["rows_in"]), seconds=0.0), n_resumed=len(task.kept))
 
 
 def _with_bytes(uri: str, files: Sequence[TableFile]) -> tuple[TableFile, ...]:
@@ -178,265 +387,77 @@ def _with_bytes(uri: str, files: Sequence[TableFile]) -> tuple[TableFile, ...]:
     return tuple(file for file in files if file.size_bytes)
 
 
-def plan(uri: str, files: Sequence[TableFile], *, shard_rows: int) -> tuple[Shard, ...]:
-    """Cut a table into shards.
-
-    Args:
-        uri: The table.
-        files: Its files, sorted.
-        shard_rows: Most rows of a shard of a Parquet file; other formats are one shard a file.
-
-    Raises:
-        InputError: A file is not what its name says.
-        UnavailableError: S3 does not answer or refuses.
-    """
-    from pyarrow import parquet
-
-    system, _ = open_file_system(uri)
-    ranges: list[tuple[TableFile, int, int | None]] = []
-    for file in files:
-        if file.format != "parquet":
-            ranges.append((file, 0, None))
-            continue
-        with reading(uri, file):
-            n_rows = parquet.read_metadata(file.path, filesystem=system).num_rows
-        ranges += [(file, start, min(shard_rows, n_rows - start)) for start in range(0, n_rows, shard_rows)]
-    return tuple(
-        Shard(f"part-{index:05d}.parquet", file, start, n_rows)
-        for index, (file, start, n_rows) in enumerate(ranges)
-    )
-
-
-class ShardActor:
-    """Runs shards, one at a time, with one verified model.
-
-    The model is opened by the first shard, not by ``__init__``: from a method Ray hands our error
-    to the driver, from ``__init__`` only its text.
-    """
-
-    def __init__(self, work: _Work) -> None:
-        self._work = work
-
-    @cached_property
-    def _version(self) -> ModelVersion:
-        folder = open_store(self._work.store, cache=self._work.cache).fetch(self._work.digest)
-        return ModelVersion.open(folder, trusted=self._work.trusted, digest=self._work.digest)
-
-    @cached_property
-    def _engine(self) -> Engine:
-        return open_engine(
-            self._version.model_path,
-            engine=self._work.settings.engine,
-            threads=self._work.settings.threads,
-            signature=self._version.signature,
-        )
-
-    def run(self, shard: Shard) -> Done:
-        """Read a shard, answer its rows, write its part."""
-        started = time.monotonic()
-        engine, signature = self._engine, self._version.signature
-        table = _read(self._work.input, shard, strings=signature.string_columns)
-        if shard.n_rows not in (None, table.num_rows):
-            raise InputError(
-                f"{shard.file.name} changed: {shard.n_rows} rows were expected from row {shard.start}, "
-                f"and {table.num_rows} are there",
-                hint="run again when nobody writes to the table",
-            )
-        try:
-            tensors = to_tensors(table, signature)
-        except InputError as error:
-            raise InputError(
-                f"{shard.file.name}: {_row_of_file(error.message, shard)}", hint=error.hint
-            ) from error
-        outputs = _answer(engine, tensors, batch_rows=self._work.settings.batch_rows)
-        kept = table.select(list(self._work.settings.columns))
-        answered = _with_outputs(kept, outputs, signature, wanted=self._work.settings.outputs)
-        write_part(self._work.output, shard.part, answered)
-        counts = (
-            np.bincount(outputs["label"], minlength=len(signature.classes)).tolist()
-            if "label" in outputs
-            else []
-        )
-        return Done(shard.part, table.num_rows, answered.num_rows, time.monotonic() - started, tuple(counts))
-
-
-def _run(work: _Work, shards: Sequence[Shard]) -> list[Done]:
-    import ray
-
-    threads = max(work.settings.threads, 1)
-    wanted = work.settings.workers or max(n_cpus() // threads, 1)
-    check_room(wanted, threads=threads, address=work.settings.address)
-    n_actors = max(1, min(wanted, len(shards)))
-    actor: Any = ray.remote(num_cpus=threads, max_restarts=_MAX_RESTARTS, max_task_retries=_MAX_RESTARTS)(
-        ShardActor
-    )
-    _log.info("predicting %d shards with %d actors", len(shards), n_actors)
-    done: list[Done] = []
-    left = iter(shards)
-    waiting: dict[Any, tuple[Any, Shard]] = {}
-    for shard in islice(left, n_actors):
-        each = actor.remote(work)
-        waiting[each.run.remote(shard)] = each, shard
-    with translated():
-        while waiting:
-            (ready, *_), _ = ray.wait(list(waiting))
-            each, shard = waiting.pop(ready)
-            with _survived(shard):
-                finished: Done = ray.get(ready)
-            done.append(finished)
-            _log.info("%s: %d rows in %.2f s", finished.part, finished.rows_out, finished.seconds)
-            if (shard_after := next(left, None)) is not None:
-                waiting[each.run.remote(shard_after)] = each, shard_after
-            del each  # an actor without work goes, and makes room for one that still waits for a CPU
-    return sorted(done, key=lambda each: each.part)
-
-
-@contextlib.contextmanager
-def _survived(shard: Shard) -> Iterator[None]:
-    """Say which shard a worker died over, time and again."""
-    from ray import exceptions
-
-    try:
-        yield
-    except (exceptions.RayActorError, exceptions.OutOfMemoryError, exceptions.WorkerCrashedError) as error:
-        raise UnavailableError(
-            f"the worker died {_MAX_RESTARTS + 1} times over {shard.part} ({shard.file.name} from row "
-            f"{shard.start}); it may have run out of memory",
-            hint="lower shard_rows or workers",
-        ) from error
-
-
-def _first_rows(uri: str, file: TableFile, *, strings: Sequence[str] = ()) -> pa.Table:
-    """Read a few rows; a file that is not Parquet is read whole."""
-    if file.format != "parquet":
-        return read_file(uri, file, strings=strings).slice(0, 1)
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    system, _ = open_file_system(uri)
-    with reading(uri, file), parquet.ParquetFile(file.path, filesystem=system) as opened:
-        return pa.Table.from_batches(list(islice(opened.iter_batches(batch_size=1), 1)), opened.schema_arrow)
-
-
-def _read(uri: str, shard: Shard, *, strings: Sequence[str] = ()) -> pa.Table:
-    if shard.n_rows is None:
-        return read_file(uri, shard.file, strings=strings)
-    from pyarrow import parquet
-
-    system, _ = open_file_system(uri)
-    with reading(uri, shard.file), parquet.ParquetFile(shard.file.path, filesystem=system) as opened:
-        groups, skipped, seen = [], 0, 0
-        for index in range(opened.num_row_groups):
-            n_rows = opened.metadata.row_group(index).num_rows
-            if seen + n_rows > shard.start and seen < shard.start + shard.n_rows:
-                groups.append(index)
-            elif not groups:
-                skipped += n_rows
-            seen += n_rows
-        table: pa.Table = opened.read_row_groups(groups)
-    return table.slice(shard.start - skipped, shard.n_rows)
-
-
-def _row_of_file(message: str, shard: Shard) -> str:
-    """Count the row a message names from the file's first row instead of the shard's."""
-    return re.sub(r"(?<=, row )\d+", lambda found: str(int(found[0]) + shard.start), message, count=1)
-
-
-def _answer(engine: Engine, tensors: Tensors, *, batch_rows: int) -> Tensors:
-    """Run validated tensors through the engine, a batch at a time."""
-    parts: dict[str, list[np.ndarray]] = {}
-    for start, stop in _batches(len(next(iter(tensors.values()))), batch_rows):
-        batch = {name: array[start:stop] for name, array in tensors.items()}
-        for name, array in engine.run_validated(batch).items():
-            parts.setdefault(name, []).append(array)
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
-
-
-def _batches(n_rows: int, batch_rows: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, max(n_rows, 1), batch_rows):
-        yield start, min(start + batch_rows, n_rows)
-
-
-def _with_outputs(
-    kept: pa.Table, outputs: Tensors, signature: Signature, *, wanted: Sequence[str]
-) -> pa.Table:
-    """Put the answers beside the kept columns; a label becomes the class's name."""
-    import pyarrow as pa
-
-    columns: dict[str, Any] = {name: kept.column(name) for name in kept.column_names}
-    for spec in signature.outputs:
-        if spec.name not in wanted:
-            continue
-        array = outputs[spec.name]
-        if spec.classes:
-            columns[spec.name] = pa.array(np.array(spec.classes)[array])
-        elif array.ndim == 1:
-            columns[spec.name] = pa.array(array)
-        else:
-            flat = pa.array(np.ascontiguousarray(array).reshape(-1))
-            columns[spec.name] = pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
-    return pa.table(columns)
-
-
 def _check_outputs(settings: PredictSettings, signature: Signature) -> None:
     there = [spec.name for spec in signature.outputs]
     defaults = PredictSettings.model_fields["outputs"].default
     for name in settings.outputs:
         if name not in there and name not in defaults:
             raise InputError(f"the model has no output {name!r}", hint=nearest(name, there))
-    if not set(there) & set(settings.outputs):
+    written = [name for name in there if name in settings.outputs]
+    if not written:
         name = settings.outputs[0]
         raise InputError(
             f"the model has no output {name!r}, so no answer would be written", hint=nearest(name, there)
         )
-
-
-def _check_count(result: PredictResult) -> None:
-    if result.rows_in != result.rows_out:
-        raise GateError(
-            f"{result.rows_in} rows went in and {result.rows_out} came out; nothing was kept",
-            hint="run again, and report it if it happens again",
-        )
-
-
-def _check_windows(settings: PredictSettings, version: ModelVersion, table: pa.Table) -> None:
-    """Refuse a table whose windows are not laid out yet, and say which command does that."""
-    windows = version.manifest.get("lineage", {}).get("prepare", {}).get("windows", ())
-    for name in (window["name"] for window in windows):
-        if name in version.signature.columns and name not in table.column_names:
-            raise InputError(
-                f"{settings.input} has no column {name!r}: it is a window, which kit prepare lays out",
-                hint=f"kit prepare --input {settings.input} --output ready, then predict ready",
-            )
-
-
-def _check_columns(settings: PredictSettings, signature: Signature, table: pa.Table) -> None:
-    """Refuse a table the model cannot read, before Ray starts: its first rows tell."""
+    for key in ("columns", "partition_by"):
+        twice = [name for name, number in Counter(getattr(settings, key)).items() if number > 1]
+        if twice:
+            raise SettingsError(f"{key} names {twice[0]!r} twice", hint="name it once")
+    origins = (ORIGIN_FILE, ORIGIN_ROW) if settings.origin else ()
     for name in settings.columns:
-        if name not in table.column_names:
+        if name in origins:
             raise InputError(
-                f"{settings.input} has no column {name!r}", hint=nearest(name, table.column_names)
+                f"the kept column {name!r} has the name of the origin's",
+                hint="leave it out, or leave origin out",
             )
-        if name in settings.outputs and name in {spec.name for spec in signature.outputs}:
+        if name in written:
             raise InputError(
                 f"the kept column {name!r} has the name of an output", hint="leave it out or rename it"
             )
-    to_tensors(table.slice(0, 1), signature)
+    allowed = [*settings.columns, *(["label"] if "label" in written else [])]
+    for name in settings.partition_by:
+        if name not in allowed:
+            raise SettingsError(
+                f"partition_by names {name!r}, which is not written",
+                hint=f"add it to columns ({nearest(name, allowed)})",
+            )
 
 
-def _summary(
-    model: str, digest: str, output: str, done: Sequence[Done], signature: Signature, seconds: float
-) -> PredictResult:
-    rows_out = sum(each.rows_out for each in done)
-    counts = np.sum([each.labels for each in done], axis=0) if signature.classes and done else []
-    return PredictResult(
-        model=model,
-        digest=digest,
-        output=output,
-        rows_in=sum(each.rows_in for each in done),
-        rows_out=rows_out,
-        n_parts=len(done),
-        seconds=round(seconds, 3),
-        rows_per_second=round(rows_out / seconds, 1) if seconds else 0.0,
-        labels={str(name): int(count) for name, count in zip(signature.classes, counts, strict=False)},
+def _surveyed(
+    settings: PredictSettings, version: ModelVersion, *, source: str, files: Sequence[TableFile]
+) -> Reading:
+    """Look at the input's beginning; a window that is not laid out yet is said to be one."""
+    layout = image_layout(version.signature) if files[0].format == "image" else None
+    try:
+        reading = survey(source, files, signature=version.signature, columns=settings.columns, layout=layout)
+        _check_first_rows(reading, files, version.signature)
+        return reading
+    except InputError as error:
+        windows = version.manifest.get("lineage", {}).get("prepare", {}).get("windows", ())
+        for name in (window["name"] for window in windows):
+            if name in version.signature.columns and f"column {name!r}" in error.message:
+                raise InputError(
+                    f"{settings.input} has no column {name!r}: it is a window, which kit prepare lays out",
+                    hint=f"kit prepare --input {settings.input} --output ready, then predict ready",
+                ) from error
+        raise
+
+
+def _check_first_rows(reading: Reading, files: Sequence[TableFile], signature: Signature) -> None:
+    """Refuse a table of which no row at its beginning can be answered."""
+    pieces = [Piece(file) for file in files[:_FILES_LOOKED_AT]]
+    chunks = read_pieces(replace(reading, chunk_bytes=_LOOK_BYTES), pieces)
+    chunk = next((each for each in chunks if each.table.num_rows or each.refused), None)
+    if chunk is None:
+        return
+    rows = chunk.table.slice(0, _ROWS_LOOKED_AT)
+    reasons = [each.reason for each in chunk.refused]
+    if rows.num_rows:
+        tensors, refused = accepted(rows, signature)
+        if len(next(iter(tensors.values()))):
+            return
+        reasons += refused.values()
+    raise InputError(
+        f"none of the first rows of {chunk.file} can be answered: {Counter(reasons).most_common(1)[0][0]}",
+        hint="give the table the columns and values the model was trained on",
     )

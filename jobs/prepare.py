@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.output import claimed, cleared_on_failure, write_part
+from jobs.batch.ledger import check_unused
+from jobs.batch.places import open_place
 from jobs.preparation.plan import plan_features
 from jobs.preparation.prepared import Prepared, fit_preparation
 from kit.cleaning import Change, Cleaned, apply_rule
 from kit.columns import class_balance, describe
 from kit.data import load_rows, read_data, string_columns
 from kit.errors import ConflictError, InputError, nearest
-from kit.files import atomic_folder, canonical_json, sha256_bytes
+from kit.files import atomic_folder, canonical_json, sha256_bytes, write_atomic
 from kit.project import Project
 from kit.report import data_report
 from kit.report.page import local_file
@@ -222,14 +223,30 @@ def _require_own(output: str) -> None:
 def _write(output: str, tables: Mapping[str, pa.Table]) -> None:
     """Write all files, or none: a folder never holds the parts of two runs."""
     if output.startswith("s3://"):
-        with claimed(output), cleared_on_failure(output, parts=set(tables)):
-            for name, table in tables.items():
-                write_part(output, name, table)
+        place = open_place(output)
+        with place.held():
+            check_unused(place)
+            try:
+                for name, table in tables.items():
+                    place.put(name, _as_parquet(table))
+            except BaseException:
+                place.delete(tables)
+                raise
         return
     path = Path(output)
     with atomic_folder(path) as work:
         for name, table in tables.items():
-            write_part(str(work), name, table)
+            write_atomic(work / name, _as_parquet(table))
         _require_own(output)
         if path.is_dir():
             shutil.rmtree(path)
+
+
+def _as_parquet(table: pa.Table) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    sink = pa.BufferOutputStream()
+    parquet.write_table(table, sink, compression="zstd")
+    data: bytes = sink.getvalue().to_pybytes()
+    return data

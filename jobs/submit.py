@@ -1,58 +1,47 @@
-"""Run train, tune, compress or predict as a job on a Ray cluster, and follow its log.
+"""Run train, tune, compress or predict as a job on a Ray cluster, follow its log, try again when it is lost.
 
 Ships the project and the kit through the Ray Jobs API and runs the very command there. Knows
 nothing of what the command's settings mean, apart from the places that lie on this machine;
-what they must be is checked where they are parsed.
+what they must be is checked where they are parsed. A job that was lost is the same command once
+more: that it then goes on is the command's own doing.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import http.client
-import json
 import logging
 import os
+import secrets
 import shlex
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from jobs.cluster import is_local, shipped, show_token
-from kit.errors import (
-    InputError,
-    MissingDependencyError,
-    NotFoundError,
-    UnavailableError,
-    install_line,
-    nearest,
-)
+from jobs.cluster import is_local, shipped
+from jobs.submitting.dashboard import Dashboard
+from jobs.submitting.following import Patience, follow, why_lost
+from kit.errors import InputError, NotFoundError, UnavailableError, nearest
 from kit.project import Project
 from kit.settings import SubmitSettings
 
 if TYPE_CHECKING:
     from ray.dashboard.modules.job.pydantic_models import JobDetails
-    from ray.job_submission import JobSubmissionClient
 
 _log = logging.getLogger("kit")
-_job_log = logging.getLogger("kit.job")
 
-#: Commands that may run as a job, and the flags of each whose value is a place that is read or
-#: written; what lies on this machine is made absolute.
+#: Commands that may run as a job, and the flags of each whose value is a place (or a glob of places) that is
+#: read or written; what lies on this machine is made absolute.
 COMMANDS: dict[str, dict[str, str]] = {
     "train": {},
     "tune": {"storage": "written"},
     "compress": {},
     "predict": {"input": "read", "output": "written"},
 }
-_POLL_S = 0.2
-_START_HINT = "start it (ray up ray-cluster.yaml; ray dashboard ray-cluster.yaml), or correct --address"
-_TOKEN_HINT = "set RAY_AUTH_TOKEN to the cluster's token, or write it to ~/.ray/auth_token"
+_LOST = 7  # exit code of UnavailableError in kit.errors
+_FIRST_REST_S, _LONGEST_REST_S = 1.0, 15.0  # of a cluster that cannot take a further try yet
 
 
 @dataclass(frozen=True)
@@ -60,28 +49,36 @@ class SubmitResult:
     """Where a job is, or how it ended.
 
     Attributes:
-        job_id: Its id on the cluster.
+        job_id: Its id on the cluster; of the last try, where there were several.
         status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
         address: The cluster's dashboard.
-        exit_code: The command's own, 0 while it runs, 1 when it ended without one.
+        exit_code: The command's own; 0 while it runs; 7 when it was lost without one, 1 when it was stopped.
+        tries: How often the command was submitted; 0 with ``attach``.
     """
 
     job_id: str
     status: str
     address: str
     exit_code: int
+    tries: int
 
 
-def submit(project: Project, settings: SubmitSettings) -> SubmitResult:
+def submit(project: Project, settings: SubmitSettings, *, patience: Patience | None = None) -> SubmitResult:
     """Start a job and follow it, or follow one that was started before; see the module.
 
     The job's log lines go to the logger ``kit.job``. Whoever stops following leaves the job
     running.
 
+    Args:
+        project: What travels.
+        settings: The command, and where it goes.
+        patience: Pauses between tries, and how long a lost connection is tried again; used with retries.
+
     Raises:
         InputError: The command cannot run as a job, or names a place the cluster cannot see.
         NotFoundError: The cluster does not know the job to attach to.
-        UnavailableError: The cluster does not answer in time, refuses, or the connection is lost.
+        UnavailableError: The cluster does not answer in time, refuses, or the connection is lost; or the
+            cluster does not know the last try any more.
         KeyboardInterrupt: The user stopped following.
     """
     if settings.attach and settings.command:
@@ -89,22 +86,130 @@ def submit(project: Project, settings: SubmitSettings) -> SubmitResult:
             f"--attach {settings.attach} follows a job, but a command was given as well",
             hint="give one of them",
         )
-    runtime_env, entrypoint = ({}, "") if settings.attach else _planned(project, settings)
-    client = _connect(settings.address, timeout_s=settings.timeout_s)
+    patience = patience or Patience()
     if settings.attach:
-        job_id = settings.attach
-        _details(client, job_id)
-    else:
-        with _reached(settings.address):
-            job_id = str(client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
-        _log.info("submitted %s to %s", job_id, settings.address)
-    if settings.wait:
-        _follow(client, job_id, settings=settings)
-    details = _details(client, job_id)
-    return SubmitResult(job_id, str(details.status), settings.address, _exit_code(details))
+        dashboard = Dashboard(settings.address, timeout_s=settings.timeout_s)
+        details = dashboard.details(settings.attach)
+        if settings.wait:
+            details = _followed(dashboard, settings.attach, reach_s=0)
+        return _result(dashboard, details, tries=0)
+    job = _planned(project, settings)
+    dashboard = Dashboard(settings.address, timeout_s=settings.timeout_s)
+    name = f"{settings.command[0]}-{secrets.token_hex(6)}"
+    dashboard.submit(name, entrypoint=job.entrypoint, runtime_env=job.runtime_env)
+    if not settings.wait:
+        _log.info("submitted %s to %s", name, settings.address)
+        return _result(dashboard, dashboard.details(name), tries=1)
+    return _tried(dashboard, job, name=name, retries=settings.retries, patience=patience)
 
 
-def _planned(project: Project, settings: SubmitSettings) -> tuple[dict[str, object], str]:
+@dataclass(frozen=True)
+class _Job:
+    """What is shipped and what is run, the same in every try.
+
+    Attributes:
+        runtime_env: Ray's; the project's folder travels as it stands when a try begins.
+        entrypoint: A line for the shell.
+    """
+
+    runtime_env: Mapping[str, Any]
+    entrypoint: str
+
+
+def _tried(dashboard: Dashboard, job: _Job, *, name: str, retries: int, patience: Patience) -> SubmitResult:
+    """Follow a job that was started, and start it again while it is lost and tries are left.
+
+    Every try has an id of its own, ``name``, ``name-2``, ``name-3``: Ray takes none twice.
+    """
+    most, job_id = retries + 1, name
+    reach_s = patience.reach_s if retries else 0.0
+    for number in range(1, most + 1):
+        which = f" (try {number} of {most})" if retries else ""
+        if number > 1:
+            job_id = f"{name}-{number}"
+            _again(dashboard, job, job_id=job_id, reach_s=reach_s)
+        _log.info("submitted %s to %s%s", job_id, dashboard.address, which)
+        details: JobDetails | None = None
+        try:
+            details = _followed(dashboard, job_id, reach_s=reach_s)
+            reason = why_lost(str(details.status), details.driver_exit_code, message=details.message)
+        except NotFoundError:
+            reason = "is not known to the cluster any more, as after a restart of its head"
+        if reason is None:
+            break
+        if number < most:
+            pause_s = patience.pause_s(number)
+            _log.warning("%s%s %s; submitting it again in %g s", job_id, which, reason, pause_s)
+            _rest(pause_s)
+        elif retries:
+            _log.error("%s%s %s; no try is left", job_id, which, reason)
+    if details is None:
+        raise UnavailableError(
+            f"{job_id} is lost{which}: the cluster at {dashboard.address} does not know it any more",
+            hint="submit it again" if retries else "submit it again; --retries 3 does that for you",
+        )
+    return _result(dashboard, details, tries=number)
+
+
+def _again(dashboard: Dashboard, job: _Job, *, job_id: str, reach_s: float) -> None:
+    """Start a further try, whenever the cluster can take it.
+
+    A connection that breaks may have carried the job over all the same, so its id is asked for first.
+    """
+    deadline_s, pause_s = time.monotonic() + reach_s, _FIRST_REST_S
+    while True:
+        try:
+            with contextlib.suppress(NotFoundError):
+                dashboard.details(job_id)
+                return
+            dashboard.submit(job_id, entrypoint=job.entrypoint, runtime_env=job.runtime_env)
+        except UnavailableError as error:
+            if time.monotonic() + pause_s > deadline_s:
+                raise
+            _log.warning("%s cannot be submitted yet: %s", job_id, error.message)
+            _rest(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_REST_S)
+        else:
+            return
+
+
+def _rest(seconds: float) -> None:
+    try:
+        time.sleep(seconds)
+    except KeyboardInterrupt:
+        _log.info("nothing runs now; the same command again goes on where the last try ended")
+        raise
+
+
+def _followed(dashboard: Dashboard, job_id: str, *, reach_s: float) -> JobDetails:
+    """Follow a job to its end; who cannot, or does not want to any more, is told how to go on."""
+    again = f"kit submit --address {dashboard.address} --attach {job_id}"
+    stop = f"ray job stop --address {dashboard.address} {job_id}"
+    try:
+        return follow(dashboard, job_id, reach_s=reach_s)
+    except KeyboardInterrupt:
+        _log.info("%s goes on; follow it again: %s; stop it: %s", job_id, again, stop)
+        raise
+    except UnavailableError as error:
+        raise UnavailableError(
+            f"the connection to {dashboard.address} was lost while following {job_id}: {error.message}",
+            hint=f"the job may go on; follow it again: {again}; stop it: {stop}",
+        ) from error
+
+
+def _result(dashboard: Dashboard, details: JobDetails, *, tries: int) -> SubmitResult:
+    code = details.driver_exit_code
+    if details.status == "SUCCEEDED" or not details.status.is_terminal():
+        code = 0
+    elif code is None:
+        _log.warning("%s: %s", details.submission_id, details.message)
+        code = _LOST if details.status == "FAILED" else 1
+    elif code < 0:
+        code = 128 - code  # a signal, as a shell counts it
+    return SubmitResult(str(details.submission_id), str(details.status), dashboard.address, code, tries)
+
+
+def _planned(project: Project, settings: SubmitSettings) -> _Job:
     """Decide what is shipped and what is run; refuse what a job cannot do."""
     if not settings.command:
         raise InputError("no command to submit", hint="write it after --: kit submit -- train")
@@ -145,7 +250,7 @@ def _planned(project: Project, settings: SubmitSettings) -> tuple[dict[str, obje
             hint="name it: --python /opt/kit/bin/python, or python in [submit] of kit.toml",
         )
     entrypoint = shlex.join([interpreter, "-m", "kit", name, *words])
-    return shipped(project, state=project.state), entrypoint
+    return _Job(shipped(project, state=project.state), entrypoint)
 
 
 def _check_shared(project: Project, name: str, *, local: bool) -> None:
@@ -184,108 +289,3 @@ def _value(words: Sequence[str], flag: str) -> str | None:
 
 def _with_value(words: Sequence[str], flag: str, value: str) -> list[str]:
     return [*words, f"--{flag}={value}"]
-
-
-def _connect(address: str, *, timeout_s: float) -> JobSubmissionClient:
-    """Reach the dashboard; asked first with a deadline, because Ray's client has none."""
-    try:
-        from ray.job_submission import JobSubmissionClient
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"this command needs Ray, which cannot be imported: {error}", hint=install_line("cluster")
-        ) from error
-    url = f"{address.rstrip('/')}/api/version"
-    try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as answer:
-            is_ray = "ray_version" in json.load(answer)
-    except urllib.error.HTTPError as error:
-        is_ray = error.code in (401, 403)  # the client below has the token and the words for it
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise UnavailableError(
-            f"no cluster answers at {address} within {timeout_s:g} s: {reason}", hint=_START_HINT
-        ) from error
-    if not is_ray:
-        raise UnavailableError(f"what answers at {address} is not a Ray dashboard", hint=_START_HINT)
-    show_token()
-    with _reached(address):
-        client = JobSubmissionClient(address)
-    for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return client
-
-
-@contextlib.contextmanager
-def _reached(address: str) -> Iterator[None]:
-    """Turn what Ray's client raises into ours."""
-    import requests
-    from ray.exceptions import AuthenticationError
-
-    try:
-        yield
-    except AuthenticationError as error:
-        raise UnavailableError(f"the cluster at {address} refuses the token", hint=_TOKEN_HINT) from error
-    except (ConnectionError, requests.RequestException) as error:
-        raise UnavailableError(
-            f"the cluster at {address} does not answer any more: {type(error).__name__}", hint=_START_HINT
-        ) from error
-    except (RuntimeError, ValueError) as error:
-        if "No available agent" in str(error):
-            raise UnavailableError(
-                f"the cluster at {address} is still starting", hint="run the same command again in a minute"
-            ) from error
-        raise UnavailableError(
-            f"the cluster at {address} refuses the job: {str(error)[:300]}",
-            hint="correct what it names; large data belongs on s3:// or a shared folder, not in the project",
-        ) from error
-
-
-def _details(client: JobSubmissionClient, job_id: str) -> JobDetails:
-    with _reached(client.get_address()):
-        try:
-            return client.get_job_info(job_id)
-        except RuntimeError as error:
-            if "status code 404" not in str(error):
-                raise
-            raise NotFoundError(
-                f"the cluster at {client.get_address()} knows no job {job_id!r}",
-                hint="list its jobs: ray job list --address " + client.get_address(),
-            ) from error
-
-
-def _follow(client: JobSubmissionClient, job_id: str, *, settings: SubmitSettings) -> None:
-    """Log the job's output from its beginning until the job has ended."""
-    again = f"kit submit --address {settings.address} --attach {job_id}"
-    stop = f"ray job stop --address {settings.address} {job_id}"
-    try:
-        asyncio.run(_tail(client, job_id))
-        while not _details(client, job_id).status.is_terminal():
-            time.sleep(_POLL_S)
-    except KeyboardInterrupt:
-        _log.info("%s goes on; follow it again: %s; stop it: %s", job_id, again, stop)
-        raise
-    except (RuntimeError, OSError, UnavailableError) as error:  # aiohttp's connection errors are OSErrors
-        raise UnavailableError(
-            f"the connection to {settings.address} was lost while following {job_id}: {error}",
-            hint=f"the job may go on; follow it again: {again}; stop it: {stop}",
-        ) from error
-
-
-async def _tail(client: JobSubmissionClient, job_id: str) -> None:
-    rest = ""
-    async for chunk in client.tail_job_logs(job_id):
-        *lines, rest = (rest + chunk).split("\n")
-        for line in lines:
-            _job_log.info("%s", line)
-    if rest:
-        _job_log.info("%s", rest)
-
-
-def _exit_code(details: JobDetails) -> int:
-    if details.status == "SUCCEEDED" or not details.status.is_terminal():
-        return 0
-    code = details.driver_exit_code
-    if code is None:
-        _log.warning("%s: %s", details.submission_id, details.message)
-        return 1
-    return code if code > 0 else 128 - code  # a signal, as a shell counts it

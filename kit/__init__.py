@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kit.engines import Engine as Engine
     from kit.engines import open_engine as open_engine
     from kit.errors import ConflictError as ConflictError
+    from kit.errors import DiskFullError as DiskFullError
     from kit.errors import GateError as GateError
     from kit.errors import InputError as InputError
     from kit.errors import KitError as KitError
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ConflictError": "kit.errors",
+    "DiskFullError": "kit.errors",
     "Engine": "kit.engines",
     "GateError": "kit.errors",
     "InputError": "kit.errors",

@@ -9,6 +9,7 @@
     |-- GateError               a candidate does not pass a gate
     |-- ConflictError           somebody else was faster, or the place is taken
     |-- UnavailableError        the outside world: a cluster, S3, a disk, a port
+    |   `-- DiskFullError       a disk has no room
     `-- MissingDependencyError  a package this command needs is not installed
 
 Subclasses add no ``__init__``: an exception with another signature does not survive the
@@ -65,6 +66,10 @@ class ConflictError(KitError):
 
 class UnavailableError(KitError):
     """Something outside the kit does not answer or has no room."""
+
+
+class DiskFullError(UnavailableError):
+    """A disk has no room for what is written."""
 
 
 class MissingDependencyError(KitError):

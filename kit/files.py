@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kit.errors import InputError, UnavailableError
+from kit.errors import DiskFullError, InputError, UnavailableError
 
 _CHUNK_BYTES = 1 << 20
 # What systems answer to a hard link where there are none.
@@ -227,7 +227,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UnavailableError(
+            raise DiskFullError(
                 f"the disk that holds {path} is full; nothing was left half-written",
                 hint="free some space or choose another folder, then run the same command again",
             ) from error

@@ -35,7 +35,8 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _READABLE = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 _WIDE = re.compile(";16[BLN]$")  # not BMP's BGR;16, which is 16 bits for all three
 _MAX_PIXELS = 89_478_485  # Pillow's own limit, where a program has switched it off
-_READERS = 4  # Pillow decodes outside the interpreter's lock; each may hold one large image
+#: How many images are decoded at a time.
+READERS = 4  # Pillow decodes outside the interpreter's lock; each may hold one large image
 
 
 @dataclass(frozen=True)
@@ -154,14 +155,14 @@ def read_images(uri: str, files: Sequence[TableFile], *, layout: ImageLayout) ->
     """
     import pyarrow as pa
 
-    _require_pillow()
+    require_pillow()
     empty = [file.name for file in files if not file.size_bytes]
     files = [file for file in files if file.size_bytes]
     if empty:
         _log.warning("skipped %d images without a byte: %s", len(empty), _some(empty))
     if not files:
         raise InputError(f"{uri} holds no image that is not empty", hint="name a folder with images in it")
-    labels = [_label(file, layout) for file in files] if layout.label is not None else []
+    labels = [label_of(file, layout) for file in files] if layout.label is not None else []
     system, _ = open_file_system(uri)
     pixels = np.empty((len(files), int(np.prod(layout.shape))), dtype=np.uint8)
 
@@ -174,7 +175,7 @@ def read_images(uri: str, files: Sequence[TableFile], *, layout: ImageLayout) ->
             raise storage_error(f"{uri} ({file.name})", error) from error
         pixels[index] = decode_image(content, name=file.name, layout=layout).reshape(-1)
 
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         for _ in pool.map(read, range(len(files))):  # in order, so the first bad file is the one named
             pass
     columns: dict[str, Any] = {
@@ -265,7 +266,12 @@ def _to_mode(image: Any, *, channels: int, name: str) -> Any:
     return image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
 
 
-def _label(file: TableFile, layout: ImageLayout) -> str:
+def label_of(file: TableFile, layout: ImageLayout) -> str:
+    """Give an image's class: the name of the folder it lies in.
+
+    Raises:
+        InputError: It lies in no folder, or several deep.
+    """
     folders = file.name.split("/")[:-1]
     if len(folders) != 1:
         where = "in no folder" if not folders else f"{len(folders)} folders deep"
@@ -286,7 +292,12 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _require_pillow() -> None:
+def require_pillow() -> None:
+    """Refuse to go on without Pillow.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
     try:
         import PIL  # noqa: F401 - only whether it is there
     except ImportError as error:

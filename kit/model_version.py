@@ -134,6 +134,11 @@ class ModelVersion:
         """The reference graph."""
         return self.folder / "model.onnx"
 
+    @property
+    def profile(self) -> dict[str, Any]:
+        """The histograms of the training data; see ``kit.profile``."""
+        return _load(self.folder / "profile.json")
+
     def golden(self) -> tuple[Tensors, Tensors]:
         """Read the sample inputs and the reference's answers."""
         return (

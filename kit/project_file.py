@@ -172,7 +172,7 @@ def _place(location: tuple[int | str, ...]) -> str:
     for part in location:
         if isinstance(part, int):
             parts[-1] += f"[{part + 1}]"
-        elif "[" not in part and part not in ("str", "int", "float", "bool"):
+        elif "[" not in part and part.removeprefix("constrained-") not in ("str", "int", "float", "bool"):
             parts.append(part)
     return ".".join(parts)
 

@@ -15,39 +15,24 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from kit.errors import (
     InputError,
-    KitError,
-    MissingDependencyError,
     NotFoundError,
     SettingsError,
     UnavailableError,
     VerificationError,
-    install_line,
 )
 from kit.files import atomic_folder, digest_of, sha256_file
+from kit.s3 import ADDRESS_RULE, MAX_PUT_BYTES, Access, shown, split_address
 from kit.signing import SIGNATURE_NAME
 
 COMMIT_MARK = SIGNATURE_NAME
 
 _logger = logging.getLogger("kit")
-_RULE = "write a folder, or s3://bucket/prefix without credentials, query string or fragment"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_CONNECT_TIMEOUT_S = 2
-_READ_TIMEOUT_S = 30
-_MAX_ATTEMPTS = 4
-_MAX_PUT_BYTES = 5 << 30  # what S3 takes in one PUT: docs.aws.amazon.com/AmazonS3, "Uploading objects"
-_BAD_KEYS = {
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "InvalidToken",
-    "ExpiredToken",
-    "TokenRefreshRequired",
-}
 
 
 class Store(Protocol):
@@ -110,7 +95,7 @@ def open_store(uri: str, *, cache: Path) -> Store:
     if uri.startswith("s3://"):
         return S3Store(uri, cache=cache)
     if not uri or "\0" in uri or uri.startswith("~") or _SCHEME.match(uri):
-        raise SettingsError(f"{_shown(uri)!r} is not a store address", hint=_RULE)
+        raise SettingsError(f"{shown(uri)!r} is not a store address", hint=ADDRESS_RULE)
     return FolderStore(Path(uri))
 
 
@@ -172,26 +157,28 @@ class S3Store:
     """
 
     def __init__(self, uri: str, *, cache: Path) -> None:
-        self._bucket, self._prefix = _split_s3(uri)
+        self._bucket, self._prefix = split_address(uri, kind="a store")
         self.uri = uri.removesuffix("/")
         self.cache = cache
-        self._opened: Any = None
+        self._access = Access(self.uri)
 
     def put(self, folder: Path, *, digest: str) -> str:
         """Upload one object per file, ``model.sig`` last; see ``Store.put``."""
         files = _checked_files(folder, digest=digest)
         for name, source in files.items():
-            if source.stat().st_size > _MAX_PUT_BYTES:
+            if source.stat().st_size > MAX_PUT_BYTES:
                 raise InputError(f"{name} in {folder} is over 5 GiB, more than S3 takes in one upload")
         version = f"{self.uri}/{digest}"
         if self.contains(digest):
             return version
-        with self._errors(), _os_errors(folder):
+        with self._access.errors(), _os_errors(folder):
             ordered = sorted(files, key=lambda name: (name == COMMIT_MARK, name))
             for count, name in enumerate(ordered, start=1):
                 _logger.info("uploading %s to %s (%d of %d)", name, version, count, len(files))
                 with files[name].open("rb") as body:
-                    self._client().put_object(Bucket=self._bucket, Key=self._key(digest) + name, Body=body)
+                    self._access.client().put_object(
+                        Bucket=self._bucket, Key=self._key(digest) + name, Body=body
+                    )
         return version
 
     def fetch(self, digest: str) -> Path:
@@ -200,7 +187,7 @@ class S3Store:
         if _is_intact(target, digest=digest):
             return target
         start = self._key(digest)
-        with self._errors():
+        with self._access.errors():
             names = [key[len(start) :] for key in self._keys(start)]
         if COMMIT_MARK not in names:
             raise _not_found(digest, self.uri)
@@ -209,8 +196,8 @@ class S3Store:
             for count, name in enumerate(names, start=1):
                 _logger.info("downloading %s from %s (%d of %d)", name, self.uri, count, len(names))
                 (work / name).parent.mkdir(parents=True, exist_ok=True)
-                with self._errors():
-                    self._client().download_file(self._bucket, start + name, str(work / name))
+                with self._access.errors():
+                    self._access.client().download_file(self._bucket, start + name, str(work / name))
             _checked_files(work, digest=digest, place=f"{self.uri}/{digest}")
             if target.exists() and not _is_intact(target, digest=digest):
                 _logger.warning("%s was damaged and is replaced by a new download", target)
@@ -220,7 +207,7 @@ class S3Store:
     def contains(self, digest: str) -> bool:
         """Say whether ``model.sig`` was uploaded; see ``Store.contains``."""
         key = self._key(_checked_digest(digest)) + COMMIT_MARK
-        with self._errors():
+        with self._access.errors():
             return key in self._keys(
                 key
             )  # a listing, because HEAD cannot tell a missing bucket from a missing key
@@ -229,116 +216,10 @@ class S3Store:
         return f"{self._prefix}{digest}/"
 
     def _keys(self, start: str) -> list[str]:
-        pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start)
+        pages = (
+            self._access.client().get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start)
+        )
         return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
-
-    def _client(self) -> Any:
-        if self._opened is None:
-            import boto3
-            from botocore.config import Config
-
-            config = Config(
-                connect_timeout=_CONNECT_TIMEOUT_S,
-                read_timeout=_READ_TIMEOUT_S,
-                retries={"mode": "standard", "total_max_attempts": _MAX_ATTEMPTS},
-            )
-            try:
-                self._opened = boto3.session.Session().client("s3", config=config)
-            except ValueError as error:  # botocore's only word for an endpoint that is not a URL
-                if "endpoint" not in str(error):
-                    raise
-                raise SettingsError(
-                    "the S3 endpoint that was configured is not a URL",
-                    hint="set AWS_ENDPOINT_URL to http(s)://host:port",
-                ) from error
-        return self._opened
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            from boto3.exceptions import Boto3Error
-            from botocore.exceptions import BotoCoreError, ClientError
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"{self.uri} needs boto3, which is not installed", hint=install_line("cluster")
-            ) from error
-        try:
-            yield
-        except ClientError as error:
-            raise self._refused(error) from error
-        except (BotoCoreError, Boto3Error) as error:
-            raise self._unreachable(error) from error
-
-    def _refused(self, error: Any) -> KitError:
-        # Only the code is shown: a server's own sentence may repeat key ids and account names.
-        code = str(error.response.get("Error", {}).get("Code", "unknown"))
-        if code == "NoSuchBucket":
-            return UnavailableError(
-                f"the bucket {self._bucket!r} of {self.uri} does not exist at {self._endpoint()}",
-                hint="create the bucket or correct the address",
-            )
-        if code in _BAD_KEYS:
-            return UnavailableError(
-                f"{self._endpoint()} refuses the S3 credentials for {self.uri}: {code}",
-                hint="renew the credentials, or choose others with AWS_PROFILE",
-            )
-        if code in ("AccessDenied", "403", "AllAccessDisabled"):
-            return UnavailableError(
-                f"access to {self.uri} is denied",
-                hint="allow s3:ListBucket, s3:GetObject and s3:PutObject there, or choose other credentials",
-            )
-        return UnavailableError(
-            f"{self._endpoint()} answers {code} for {self.uri}",
-            hint="check the address, then run the same command again",
-        )
-
-    def _unreachable(self, error: Exception) -> KitError:
-        from botocore import exceptions as botocore
-
-        if isinstance(error, botocore.NoCredentialsError):
-            return UnavailableError(
-                f"no S3 credentials were found for {self.uri}",
-                hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
-            )
-        credential_errors = (
-            botocore.PartialCredentialsError,
-            botocore.CredentialRetrievalError,
-            botocore.ProfileNotFound,
-            botocore.SSOError,
-            botocore.TokenRetrievalError,
-        )
-        if isinstance(error, credential_errors):
-            return UnavailableError(
-                f"the S3 credentials for {self.uri} cannot be used: {type(error).__name__}",
-                hint="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
-            )
-        if isinstance(error, (botocore.ConnectionError, botocore.HTTPClientError)):
-            return UnavailableError(
-                f"the S3 endpoint {self._endpoint()} does not answer for {self.uri}: {type(error).__name__}",
-                hint="check the network and AWS_ENDPOINT_URL, then run the same command again",
-            )
-        return UnavailableError(
-            f"{self.uri} cannot be used: {type(error).__name__}",
-            hint="check the AWS configuration of this machine",
-        )
-
-    def _endpoint(self) -> str:
-        return "the S3 endpoint" if self._opened is None else _shown(self._opened.meta.endpoint_url)
-
-
-def _split_s3(uri: str) -> tuple[str, str]:
-    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-    segments = prefix.removesuffix("/").split("/") if prefix else []
-    clean = all(segment not in ("", ".", "..") for segment in segments) and uri.isprintable()
-    if not _BUCKET.fullmatch(bucket) or ".." in bucket or not clean or any(sign in uri for sign in "?#@ \\"):
-        raise SettingsError(f"{_shown(uri)!r} is not a store address", hint=_RULE)
-    return bucket, "".join(f"{segment}/" for segment in segments)
-
-
-def _shown(uri: str) -> str:
-    # What stands before an @ or after a ? may be a password, and errors end in logs.
-    parts = re.split(r"[?#]", uri)
-    return re.sub(r"//[^/]*@", "//***@", parts[0]) + ("?..." if len(parts) > 1 else "")
 
 
 def _checked_digest(digest: str) -> str:

@@ -1,147 +1,40 @@
 """Tables: where rows come from, and how they become tensors.
 
-Parquet, CSV and JSON Lines, one file or a folder of them, on disk or on S3, all through
-pyarrow. What a value may be is the signature's business, and pictures are ``kit.images``'s.
+Parquet, CSV, JSON Lines and Arrow IPC, one file, a folder or a pattern of them, on disk or on S3, all
+through pyarrow. What a value may be is the signature's business, where files lie is ``kit.table_files``'s,
+and pictures are ``kit.images``'s.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from kit.errors import InputError, MissingDependencyError, UnavailableError, install_line, nearest
+from kit.errors import InputError, nearest
 from kit.signature import Signature, Tensors
+from kit.table_files import FORMATS, TableFile, list_files, open_file_system, reading, storage_error
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyarrow import fs
 
-#: File suffix to the format it means.
-FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl"}
+__all__ = [
+    "FORMATS",
+    "TableFile",
+    "list_files",
+    "open_file_system",
+    "read_file",
+    "read_table",
+    "reading",
+    "require_columns",
+    "storage_error",
+    "to_tensors",
+]
+
 _log = logging.getLogger("kit")
-
-
-@dataclass(frozen=True)
-class TableFile:
-    """One file of a table.
-
-    Attributes:
-        path: As the file system names it.
-        name: Relative to the table, for messages and fingerprints.
-        format: A value of ``FORMATS``, or ``image``.
-        size_bytes: Its size.
-    """
-
-    path: str
-    name: str
-    format: str
-    size_bytes: int
-
-
-def open_file_system(uri: str) -> tuple[fs.FileSystem, str]:
-    """Find the file system a place belongs to.
-
-    Args:
-        uri: A local path, or ``s3://bucket/key``.
-
-    Returns:
-        The file system, and the place as it names it.
-
-    Raises:
-        InputError: The scheme is neither a path nor s3.
-    """
-    try:
-        from pyarrow import fs
-    except ImportError as error:
-        raise MissingDependencyError(
-            "tables need pyarrow, which is not installed", hint=install_line("cluster")
-        ) from error
-    if uri.startswith("s3://"):
-        if "?" in uri:
-            raise InputError(
-                f"{uri!r} holds a '?'; a table's address has no query",
-                hint="set AWS_ENDPOINT_URL and AWS_REGION in the environment instead",
-            )
-        bucket, _, key = uri.removeprefix("s3://").partition("/")
-        if not bucket or key.startswith("/"):
-            raise InputError(f"{uri!r} names no bucket and key", hint="write s3://bucket/folder/file")
-        scheme, endpoint = _s3_endpoint()
-        system = fs.S3FileSystem(
-            endpoint_override=endpoint, scheme=scheme, connect_timeout=5, request_timeout=30
-        )
-        return system, f"{bucket}/{key}".rstrip("/")
-    if "://" in uri:
-        raise InputError(f"{uri!r} is neither a path nor an s3:// address")
-    return fs.LocalFileSystem(), str(Path(uri).expanduser())
-
-
-def _s3_endpoint() -> tuple[Literal["http", "https"], str | None]:
-    """Read the variables boto3 reads; pyarrow's S3FileSystem looks at neither."""
-    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not url:
-        return "https", None
-    scheme, _, host = url.partition("://")
-    if scheme not in ("http", "https") or not host:  # not shown: it may hold a password
-        raise InputError(
-            "the S3 endpoint that was configured is not a URL",
-            hint="set AWS_ENDPOINT_URL to http(s)://host:port",
-        )
-    return "http" if scheme == "http" else "https", host.rstrip("/")
-
-
-def list_files(uri: str, *, formats: Mapping[str, str] = FORMATS) -> tuple[TableFile, ...]:
-    """List a table's files, sorted by name.
-
-    Args:
-        uri: A file, a folder, or either on S3.
-        formats: File suffix to format; other files are passed over, and so are tables below a name
-            that starts with ``.`` or ``_`` and images below one that starts with ``.``.
-
-    Raises:
-        InputError: Nothing is there, or nothing in it is a table.
-        UnavailableError: S3 does not answer or refuses.
-    """
-    import pyarrow as pa
-    from pyarrow import fs
-
-    system, root = open_file_system(uri)
-    try:
-        info = system.get_file_info(root)
-        if info.type == fs.FileType.Directory:
-            found = system.get_file_info(fs.FileSelector(root, recursive=True))
-        else:
-            found = [info] if info.type == fs.FileType.File else []
-    except OSError as error:
-        raise storage_error(uri, error) from error
-    except pa.ArrowInvalid as error:  # for one, a NUL in the name
-        raise InputError(f"{uri!r} is no place of a table: {str(error)[:100]!r}") from error
-    files = []
-    for entry in sorted(found, key=lambda item: item.path):
-        name = entry.path[len(root) :].lstrip("/") or entry.base_name
-        kind = _format(entry.extension, formats)
-        marks = (".",) if kind == "image" else (".", "_")  # a class may well be called _noise
-        hidden = any(part.startswith(marks) for part in name.split("/"))
-        if entry.type == fs.FileType.File and not hidden and kind is not None:
-            files.append(TableFile(entry.path, name, kind, entry.size))
-    if not files:
-        if uri.startswith("s3://") and info.type == fs.FileType.NotFound:
-            _require_bucket(system, uri)
-        what = "does not exist" if info.type == fs.FileType.NotFound else "holds no table"
-        if "image" in formats.values() and what == "holds no table":
-            what = "holds neither a table nor an image"
-        raise InputError(f"{uri} {what}", hint=f"name a file or folder of {', '.join(formats)}")
-    return tuple(files)
-
-
-def _format(extension: str, formats: Mapping[str, str]) -> str | None:
-    lower = formats.get(f".{extension.lower()}")
-    return lower if lower == "image" else formats.get(f".{extension}")  # cameras write .JPG
+_NULL_LINE = re.compile(rb"^[ \t\r]*null[ \t\r]*$", re.MULTILINE)
 
 
 def read_table(uri: str, *, columns: Sequence[str] | None = None, strings: Sequence[str] = ()) -> pa.Table:
@@ -172,7 +65,7 @@ def read_table(uri: str, *, columns: Sequence[str] | None = None, strings: Seque
     if not kept:
         raise InputError(f"{uri} holds no rows: {files[0].name} is empty", hint="name a table with rows")
     for file, table in kept:
-        _require(table.column_names, columns, file)
+        require_columns(table.column_names, columns, file=file)
     if columns is None:
         _require_same_columns(kept)
     tables = [table.select(list(columns)) if columns is not None else table for _, table in kept]
@@ -235,7 +128,7 @@ def read_file(
     table = _read_rows(uri, file, columns=columns, strings=strings)
     if not table.num_columns and not table.num_rows:
         return table
-    _require(table.column_names, columns, file)
+    require_columns(table.column_names, columns, file=file)
     return table.select(list(columns)) if columns is not None else table
 
 
@@ -248,19 +141,37 @@ def _read_rows(
 
     if not file.size_bytes:
         return pa.table({})
-    system, _ = open_file_system(uri)
+    system, _ = open_file_system(uri, patient=True)
     with reading(uri, file):
+        if file.format == "ipc":
+            with system.open_input_file(file.path) as source:
+                return _read_ipc(source, file, columns)
         if file.format == "parquet":
             with parquet.ParquetFile(file.path, filesystem=system) as opened:
                 names = opened.schema_arrow.names
                 if opened.metadata.num_rows:
-                    _require(names, columns, file)  # before the bytes are read
+                    require_columns(names, columns, file=file)  # before the bytes are read
                 wanted = [name for name in columns if name in names] if columns is not None else None
                 return opened.read(columns=wanted)
         with system.open_input_stream(file.path) as stream:
             if file.format == "csv":
                 return _read_csv(stream, file, strings)
             return _read_jsonl(stream, strings)
+
+
+def _read_ipc(source: Any, file: TableFile, columns: Sequence[str] | None) -> pa.Table:
+    """Read an Arrow file, or the stream some programs write under the same suffix."""
+    from pyarrow import ipc
+
+    is_file = source.read(6) == b"ARROW1"
+    source.seek(0)
+    with ipc.open_file(source) if is_file else ipc.open_stream(source) as opened:
+        names = opened.schema.names
+        table = opened.read_all()
+    if table.num_rows:
+        require_columns(names, columns, file=file)
+    table.validate(full=True)  # damaged offsets would be followed otherwise
+    return table.select([name for name in columns if name in names]) if columns is not None else table
 
 
 def _read_csv(stream: Any, file: TableFile, strings: Sequence[str]) -> pa.Table:
@@ -284,32 +195,6 @@ def _read_csv(stream: Any, file: TableFile, strings: Sequence[str]) -> pa.Table:
     return table
 
 
-@contextlib.contextmanager
-def reading(uri: str, file: TableFile) -> Iterator[None]:
-    """Give what pyarrow raises while it reads a file as one sentence that names the file.
-
-    Args:
-        uri: The table the file belongs to.
-        file: The file.
-
-    Raises:
-        InputError: Its content cannot be read.
-        UnavailableError: S3 does not answer or refuses.
-    """
-    import pyarrow as pa
-
-    try:
-        yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise InputError(f"{file.name} cannot be read as {file.format}: {error}") from error
-    except OSError as error:
-        if "AWS Error" not in str(error) and file.format == "parquet":  # damaged pages are OSErrors too
-            raise InputError(
-                f"{uri} ({file.name}) cannot be read: {' '.join(str(error)[:300].split())}"
-            ) from error
-        raise storage_error(f"{uri} ({file.name})", error) from error
-
-
 def _read_jsonl(stream: Any, strings: Sequence[str]) -> pa.Table:
     import pyarrow as pa
     from pyarrow import json as jsonl
@@ -317,6 +202,8 @@ def _read_jsonl(stream: Any, strings: Sequence[str]) -> pa.Table:
     content = stream.read()
     if not content.strip():
         return pa.table({})
+    if _NULL_LINE.search(content):  # which ends the process in pyarrow 26
+        raise pa.ArrowInvalid("JSON parse error: a line is null instead of an object")
     table = jsonl.read_json(BytesIO(content))
     # Arrow makes a timestamp of a string that looks like one. It is not told of all strings at
     # once, because it invents the columns that are not there.
@@ -362,13 +249,19 @@ def _to_numpy(name: str, column: Any) -> Any:
         kind = column.type
     if pa.types.is_boolean(kind) and column.null_count:
         return column.to_pylist()
-    if pa.types.is_null(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if pa.types.is_null(kind) or _is_text(kind):
         return column.to_pylist()
     if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _lists(name, column)
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return column.to_numpy(zero_copy_only=False)
     raise InputError(f"column {name!r} holds values of type {kind}; numbers, strings or lists are expected")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _lists(name: str, column: Any) -> Any:
@@ -388,49 +281,20 @@ def _lists(name: str, column: Any) -> Any:
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), width)
 
 
-def _require(there: Sequence[str], columns: Sequence[str] | None, file: TableFile) -> None:
+def require_columns(there: Sequence[str], columns: Sequence[str] | None, *, file: TableFile) -> None:
+    """Refuse a file that lacks a column or has one twice.
+
+    Args:
+        there: Its columns.
+        columns: Those that are needed; None for any.
+        file: The file, for the message.
+
+    Raises:
+        InputError: A column is missing, or two have one name.
+    """
     twice = next((name for name in there if there.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"{file.name} has the column {twice!r} more than once", hint="rename one of them")
     for column in columns or ():
         if column not in there:
             raise InputError(f"{file.name} has no column {column!r}", hint=nearest(column, there))
-
-
-def _require_bucket(system: fs.FileSystem, uri: str) -> None:
-    """Tell a bucket that is not there from a key that is not in it, which Arrow calls the same."""
-    from pyarrow import fs
-
-    bucket = uri.removeprefix("s3://").partition("/")[0]
-    try:
-        there = system.get_file_info(bucket).type != fs.FileType.NotFound
-    except OSError as error:
-        raise storage_error(uri, error) from error
-    if not there:
-        raise _no_bucket(uri)
-
-
-def _no_bucket(uri: str) -> UnavailableError:
-    return UnavailableError(f"{uri}: the bucket does not exist", hint="make the bucket or correct its name")
-
-
-def storage_error(uri: str, error: OSError) -> UnavailableError | InputError:
-    """Give what a file system raised as one sentence: who must act, and on what.
-
-    Args:
-        uri: The place that was read or written.
-        error: What pyarrow raised there.
-    """
-    text = str(error)
-    if not uri.startswith("s3://"):
-        return InputError(f"{uri} cannot be read: {text[:300]}")
-    if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text:
-        return _no_bucket(uri)
-    if "ACCESS_DENIED" in text or "403" in text or "credential" in text.lower():
-        return UnavailableError(
-            f"{uri}: S3 refuses access",
-            hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
-        )
-    return UnavailableError(
-        f"{uri}: S3 does not answer: {text[:200]}", hint="check the network and AWS_ENDPOINT_URL"
-    )

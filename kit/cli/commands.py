@@ -97,6 +97,7 @@ COMMANDS: tuple[Command, ...] = (
         "jobs.predict:predict",
         "running:predict",
     ),
+    Command("runs", "list, verify and clean batch runs", "RunsSettings", "jobs.runs:runs", "running:runs"),
     Command(
         "serve",
         "serve a model over HTTP",
@@ -116,6 +117,13 @@ COMMANDS: tuple[Command, ...] = (
         "SubmitSettings",
         "jobs.submit:submit",
         "running:submit",
+    ),
+    Command(
+        "cluster",
+        "describe a cluster for AWS or Kubernetes",
+        "ClusterSettings",
+        "jobs.render:cluster",
+        "running:cluster",
     ),
     Command(
         "report", "write one page about all runs", "ReportSettings", "kit.report:report", "running:report"

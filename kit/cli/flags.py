@@ -93,13 +93,17 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
             flag,
             dest=name,
             action="append" if _is_list(field) else "store",
-            metavar="|".join(choices) if choices else _kind(field).__name__.upper().replace("STR", "TEXT"),
+            metavar="|".join(choices or _metavars(field)),
             help=_help(field),
         )
 
 
 def _help(field: FieldInfo) -> str:
-    text = (field.description or "").rstrip(".").replace("%", "%%")
+    return _described(field).replace("%", "%%")  # argparse fills in what follows a lone one
+
+
+def _described(field: FieldInfo) -> str:
+    text = (field.description or "").rstrip(".")
     if field.is_required():
         return text + " (required)" if not is_marked(field, "positional") else text
     default = field.get_default()
@@ -107,6 +111,13 @@ def _help(field: FieldInfo) -> str:
         return text
     shown = ", ".join(map(str, default)) if isinstance(default, tuple) else str(default).lower()
     return f"{text} (default: {shown if not isinstance(default, str) else default})"
+
+
+def _metavars(field: FieldInfo) -> list[str]:
+    """Name the kinds of value a flag takes, as usage lines do."""
+    inner = typing.get_args(_optional(field))[0] if _is_list(field) else field.annotation
+    words = {"whole number": "INT", "number": "FLOAT", "text": "TEXT", "table": "TABLE"}
+    return [words.get(kind, kind.strip("`")) for kind in _kinds(inner)]
 
 
 def _inner(field: FieldInfo) -> Any:
@@ -150,5 +161,9 @@ def _typed(name: str, value: Any, field: FieldInfo) -> Any:
     try:
         return kind(value)
     except ValueError as error:
+        if any(each == "text" or each.strip("`") == value for each in _kinds(field.annotation)):
+            return value
         word = {"int": "a whole number", "float": "a number"}.get(kind.__name__, kind.__name__)
+        more = [each.strip("`") for each in _kinds(field.annotation) if each.startswith("`")]
+        word = " or ".join([word, *more])
         raise SettingsError(f"--{name.replace('_', '-')} {value}: {word} is expected") from error

@@ -27,9 +27,14 @@ ENGINES: dict[str, tuple[str, str, str]] = {
 
 
 class Runtime(Protocol):
-    """What an engine's module gives: one loaded model file."""
+    """What an engine's module gives: one loaded model file.
+
+    Its ``run`` raises ``MemoryError`` where the rows are too many for the memory, and ``InputError``
+    where the runtime fails on them.
+    """
 
     version: str
+    device: str
 
     def run(self, inputs: Tensors) -> Tensors:
         """Run the model on validated tensors."""
@@ -41,6 +46,7 @@ class Engine:
     Attributes:
         name: The engine, a key of ``ENGINES``.
         version: Version of its runtime.
+        device: Where it computes: cpu, cuda or tensorrt.
         signature: What it accepts and answers.
     """
 
@@ -48,6 +54,7 @@ class Engine:
         self._runtime = runtime
         self.name = name
         self.version = runtime.version
+        self.device = runtime.device
         self.signature = signature
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Tensors:
@@ -60,7 +67,8 @@ class Engine:
             One array per output of the signature, in its order, shape (n_rows, ...).
 
         Raises:
-            InputError: The inputs break the signature.
+            InputError: The inputs break the signature, or the runtime fails on them.
+            MemoryError: They are too many for the memory.
         """
         return self.run_validated(self.signature.validate(inputs))
 
@@ -73,7 +81,9 @@ class Engine:
         return {spec.name: answers[spec.name] for spec in self.signature.outputs}
 
 
-def open_engine(path: Path, *, engine: str, threads: int, signature: Signature) -> Engine:
+def open_engine(
+    path: Path, *, engine: str, threads: int, signature: Signature, device: str = "cpu"
+) -> Engine:
     """Load a model file into an engine.
 
     Args:
@@ -82,10 +92,11 @@ def open_engine(path: Path, *, engine: str, threads: int, signature: Signature) 
         engine: A key of ``ENGINES``.
         threads: Threads the runtime may use for one call; 0 leaves it the choice.
         signature: Inputs and outputs by the names the file uses.
+        device: cpu, or with onnxruntime cuda, tensorrt, or auto for the best that is there.
 
     Raises:
-        InputError: The engine is unknown, or the runtime cannot load the file.
-        MissingDependencyError: The engine's package is not installed.
+        InputError: The engine is unknown, has no such device, or cannot load the file.
+        MissingDependencyError: The engine's package is not installed, or lacks what the device needs.
     """
     if engine not in ENGINES:
         raise InputError(f"there is no engine {engine!r}", hint=nearest(engine, ENGINES))
@@ -97,4 +108,12 @@ def open_engine(path: Path, *, engine: str, threads: int, signature: Signature) 
             f"engine {engine!r} needs {package}, which cannot be imported here: {error}",
             hint=install_line(extra),
         ) from error
-    return Engine(module.load(path, threads=threads, signature=signature), name=engine, signature=signature)
+    if engine == "onnxruntime":
+        runtime = module.load(path, threads=threads, signature=signature, device=device)
+    elif device in ("cpu", "auto"):
+        runtime = module.load(path, threads=threads, signature=signature)
+    else:
+        raise InputError(
+            f"engine {engine!r} has no device {device!r}", hint="use engine onnxruntime, or device cpu"
+        )
+    return Engine(runtime, name=engine, signature=signature)

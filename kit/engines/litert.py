@@ -29,6 +29,7 @@ class LiteRT:
     """One interpreter with a fixed batch size, fed as many times as the rows need."""
 
     version: str = metadata.version(_PACKAGE)
+    device = "cpu"
 
     def __init__(self, interpreter: Any, signature: Signature) -> None:
         self._interpreter = interpreter

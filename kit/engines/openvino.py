@@ -15,6 +15,7 @@ class OpenVino:
     """One compiled OpenVINO model on the CPU."""
 
     version: str = ov.__version__.split("-")[0]
+    device = "cpu"
 
     def __init__(self, compiled: ov.CompiledModel, outputs: list[str]) -> None:
         self._request = compiled.create_infer_request()
@@ -22,7 +23,13 @@ class OpenVino:
 
     def run(self, inputs: Tensors) -> Tensors:
         """Run the model on validated tensors."""
-        answers = self._request.infer(inputs, share_inputs=True, share_outputs=False)
+        try:
+            answers = self._request.infer(inputs, share_inputs=True, share_outputs=False)
+        except RuntimeError as error:
+            said = " ".join(str(error).split())[:300]
+            if any(each in said for each in ("bad_alloc", "allocate", "out of memory")):
+                raise MemoryError(said) from error
+            raise InputError(f"openvino fails on these rows: {said}") from error
         return {name: np.array(answers[name]) for name in self._outputs}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -31,6 +32,21 @@ def digits(value: float | None) -> str:
         return f"{value:.3g}"
     whole = len(str(int(value)))
     return f"{value:,.{max(0, 3 - whole)}f}"
+
+
+def index(value: float | None) -> str:
+    """Write a stability index with three decimals, so that a column of them can be compared."""
+    return NO_FIGURE if value is None else f"{value:,.3f}"
+
+
+def dollars(value: float | None) -> str:
+    """Write US dollars: cents from a dollar on, three significant digits below."""
+    if value is None:
+        return NO_FIGURE
+    if value >= 1 or not value:
+        return f"{value:,.2f}"
+    places = 2 - math.floor(math.log10(value))
+    return f"{value:.{min(places, 8)}f}"
 
 
 def percent(value: float | None) -> str:
@@ -125,6 +141,8 @@ def difference(pair: tuple[float | None, float | None]) -> str:
 FILTERS: Mapping[str, Any] = {
     "count": count,
     "digits": digits,
+    "index": index,
+    "dollars": dollars,
     "percent": percent,
     "metric": metric,
     "size": size,

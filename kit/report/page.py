@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,10 +22,12 @@ from kit.registry import VersionRecord
 from kit.report.formats import FILTERS
 from kit.report.records.data import PrepareRecord
 from kit.report.records.reading import Runs, read_runs
+from kit.report.records.running import PredictRecord
+from kit.report.sections.batch import batch_run, batches
 from kit.report.sections.compression import compression
 from kit.report.sections.data import data
 from kit.report.sections.evaluation import evaluation, interval_of, loss_of
-from kit.report.sections.shipping import batches, export
+from kit.report.sections.shipping import export
 from kit.report.sections.study import study
 from kit.report.sections.training import trainings
 from kit.settings import ReportSettings
@@ -131,6 +133,36 @@ def data_report(project: Project, record: Path, *, output: str) -> Path:
     return path
 
 
+def batch_report(project: Project, facts: Mapping[str, Any]) -> bytes:
+    """Make the page about one batch run.
+
+    Args:
+        project: Whose model ran.
+        facts: Those of its record; when it was written may be missing.
+
+    Returns:
+        One self-contained HTML document.
+
+    Raises:
+        InputError: The facts are not those of a batch run.
+        MissingDependencyError: Jinja or matplotlib is not installed.
+    """
+    from pydantic import ValidationError
+
+    try:
+        run = PredictRecord.model_validate({"id": "this", "written_at_s": time.time(), **facts})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise InputError(f"{where!r} is not what a batch run holds there: {problem['msg']}") from error
+    return _rendered(
+        "batch-report.html.j2",
+        project=project,
+        sections={"batch": run.model},
+        batch=batch_run(run),
+    )
+
+
 def local_file(output: str, *, key: str) -> Path:
     """Make the place of a page absolute.
 
@@ -147,9 +179,13 @@ def local_file(output: str, *, key: str) -> Path:
 
 
 def _write(path: Path, template: str, **values: Any) -> None:
+    write_atomic(path, _rendered(template, **values))
+
+
+def _rendered(template: str, **values: Any) -> bytes:
     made_at = datetime.fromtimestamp(time.time(), tz=UTC)
     page = _environment().get_template(template).render(made_at=made_at, **values)
-    write_atomic(path, page.encode("utf-8", errors="replace"))
+    return page.encode("utf-8", errors="replace")
 
 
 def _champion(project: Project) -> VersionRecord | None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from kit.settings.batch import ClusterSettings, PredictSettings, RunsSettings, SubmitSettings
 from kit.settings.data import DataSettings, InputSettings
 from kit.settings.evaluation import EvaluateSettings, GatesSettings
 from kit.settings.fields import CommandSettings, EngineName, Metric, Name, Settings, TargetName, is_marked
@@ -30,11 +31,9 @@ from kit.settings.running import (
     InitSettings,
     KeysSettings,
     ModelsSettings,
-    PredictSettings,
     QuerySettings,
     ReportSettings,
     ServeSettings,
-    SubmitSettings,
 )
 from kit.settings.training import (
     CompressSettings,
@@ -92,6 +91,7 @@ COMMAND_SECTIONS: dict[str, type[CommandSettings]] = {
     "export": ExportSettings,
     "flash": FlashSettings,
     "submit": SubmitSettings,
+    "cluster": ClusterSettings,
     "report": ReportSettings,
 }
 
@@ -133,6 +133,7 @@ class ProjectFile(Settings):
 
 __all__ = [
     "COMMAND_SECTIONS",
+    "ClusterSettings",
     "CommandSettings",
     "CompressSettings",
     "DataSettings",
@@ -158,6 +159,7 @@ __all__ = [
     "RangeSettings",
     "ReportSettings",
     "RuleSettings",
+    "RunsSettings",
     "SelectSettings",
     "ServeSettings",
     "Settings",

@@ -41,31 +41,6 @@ class ModelsSettings(CommandSettings):
     gates: bool = Field(default=True, description="Whether promoting to champion asks the gates.")
 
 
-class PredictSettings(CommandSettings):
-    """Predict every row of a table."""
-
-    model: str = argument("Model version: digits, digits@champion, digits@3.", min_length=1)
-    input: str = path("Parquet or CSV file, folder of them, or s3:// address.", min_length=1)
-    output: str = path("Folder for the Parquet parts and the report.", min_length=1)
-    engine: EngineName = Field(default="onnxruntime", description="What runs the model.")
-    columns: tuple[str, ...] = Field(
-        default=(), strict=False, description="Input columns to keep beside the answers."
-    )
-    outputs: tuple[str, ...] = Field(
-        default=("label", "probabilities", "value"),
-        strict=False,
-        min_length=1,
-        description="Which of the model's outputs to write.",
-    )
-    workers: int = Field(default=0, ge=0, le=4096, description="Actors; 0 is one per CPU.")
-    threads: Threads = Field(default=1, description="Engine threads per actor; 0 is the engine's choice.")
-    batch_rows: int = Field(default=1024, ge=1, le=1 << 20, description="Rows per call of the engine.")
-    shard_rows: int = Field(default=250_000, ge=1, le=1 << 30, description="Rows per output part.")
-    address: str | None = Field(
-        default=None, description="Ray cluster to run on; a Ray on this machine when left out."
-    )
-
-
 class ServeSettings(CommandSettings):
     """Serve a model over HTTP until interrupted."""
 
@@ -148,25 +123,6 @@ class FlashSettings(CommandSettings):
 
     bundle: str = argument("Bundle file.", path=True, min_length=1)
     device: str = argument("Where to: path:FOLDER.", pattern=r"^path:.+$")
-
-
-class SubmitSettings(CommandSettings):
-    """Run train, tune, compress or predict as a job on a Ray cluster, and follow it."""
-
-    address: str = Field(
-        default="http://127.0.0.1:8265", pattern=r"^https?://", description="Ray dashboard of the cluster."
-    )
-    attach: str | None = Field(
-        default=None, description="Follow the job with this id instead of starting one."
-    )
-    wait: bool = Field(default=True, description="Follow the job's log until it ends.")
-    timeout_s: float = Field(default=10.0, gt=0, le=600, description="Longest wait for an answer.")
-    python: str | None = Field(
-        default=None, pattern=r"^/", description="Interpreter on the cluster; here, this one when left out."
-    )
-    command: tuple[str, ...] = argument(
-        "The command after --, for example: train --promote.", default=(), strict=False
-    )
 
 
 class ReportSettings(CommandSettings):

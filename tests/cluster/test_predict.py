@@ -1,42 +1,38 @@
-"""The batch job on a real local Ray: every row once, whatever happens on the way."""
+"""The batch job on a real local Ray: every row once, in order, answered like the engine does."""
 
 from __future__ import annotations
 
 import json
 import logging
-import signal
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import boto3
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
-from pyarrow import csv, parquet
+from pyarrow import csv, feather, parquet
 
-import jobs.predict
-from jobs.predict import _check_windows, predict
+from jobs.batch.places import open_place
+from jobs.predict import predict
+from jobs.runs import runs
 from kit.engines import open_engine
-from kit.errors import ConflictError, InputError, UnavailableError, VerificationError
+from kit.errors import ConflictError, GateError, InputError
 from kit.project import Project
-from kit.settings import PredictSettings
+from kit.settings import PredictSettings, RunsSettings
 from kit.tables import to_tensors
 
-pytestmark = pytest.mark.timeout(240)
-
-N_MANY = 600_000
+pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("one_ray")]
 
 
 def settings(project: Project, source: Any, output: Any, **flags: Any) -> PredictSettings:
-    given = {"model": "blobs", "input": str(source), "output": str(output), **flags}
+    given = {"model": "blobs", "output": str(output), **({"input": str(source)} if source else {}), **flags}
     return project.command("predict", PredictSettings, given)
 
 
 def read(folder: Path) -> pa.Table:
-    parts = sorted(folder.glob("*.parquet"))
-    return pa.concat_tables([parquet.read_table(part) for part in parts])
+    """Read the answers as anybody would: the folder, as one table."""
+    return parquet.read_table(folder)
 
 
 def reference(project: Project, table: pa.Table) -> dict[str, np.ndarray]:
@@ -47,75 +43,221 @@ def reference(project: Project, table: pa.Table) -> dict[str, np.ndarray]:
     return {**outputs, "label": np.array(version.signature.classes)[outputs["label"]]}
 
 
+def spoilt(table: pa.Table, rows: list[int], *, column: str = "c") -> pa.Table:
+    values = table[column].to_numpy().copy()
+    values[rows] = np.nan
+    return table.set_column(table.column_names.index(column), column, pa.array(values))
+
+
 def test_every_row_of_every_file_is_answered_exactly_like_the_engine_does(
     lab: Any, trained: Any, tmp_path: Path
 ) -> None:
-    table = lab.table(2500, seed=1)
-    (tmp_path / "in").mkdir()
-    parquet.write_table(table.slice(0, 1000), tmp_path / "in" / "a.parquet", row_group_size=300)
-    csv.write_csv(table.slice(1000, 700), tmp_path / "in" / "b.csv")
-    parquet.write_table(table.slice(1700, 0), tmp_path / "in" / "c.parquet")
-    parquet.write_table(table.slice(1700), tmp_path / "in" / "d.parquet")
+    table = lab.table(3100, seed=1)
+    source = tmp_path / "the rows"
+    source.mkdir()
+    parquet.write_table(table.slice(0, 1000), source / "a.parquet", row_group_size=300)
+    csv.write_csv(table.slice(1000, 700), source / "b ü.csv")
+    parquet.write_table(table.slice(1700, 0), source / "c.parquet")
+    lines = [json.dumps(row) for row in table.slice(1700, 400).to_pylist()]
+    (source / "d.jsonl").write_text("\n".join(lines) + "\n")
+    feather.write_feather(table.slice(2100, 600), source / "e.feather", chunksize=250)
+    parquet.write_table(table.slice(2700), source / "f.parquet")
     chosen = settings(
         trained.project,
-        tmp_path / "in",
+        source,
         tmp_path / "out",
         columns=["id"],
         outputs=["label", "probabilities", "logits"],
+        origin=True,
         shard_rows=450,
         batch_rows=64,
     )
     result = predict(trained.project, chosen)
-    assert (result.rows_in, result.rows_out, result.n_parts) == (2500, 2500, 6)
+    assert (result.rows_in, result.rows_out, result.rows_refused) == (3100, 3100, 0)
     answers = read(tmp_path / "out")
     expected = reference(trained.project, table)
-    assert answers.column_names == ["id", "label", "probabilities", "logits"]
-    assert answers["id"].to_pylist() == list(range(2500))
+    assert answers.column_names == ["id", "label", "probabilities", "logits", "origin_file", "origin_row"]
+    assert answers["id"].to_pylist() == list(range(3100))
     assert answers["label"].to_pylist() == expected["label"].tolist()
     for name in ("probabilities", "logits"):
-        written = answers[name].combine_chunks().flatten().to_numpy().reshape(2500, 3)
+        written = answers[name].combine_chunks().flatten().to_numpy().reshape(3100, 3)
         np.testing.assert_array_equal(written, expected[name])
-    assert sum(result.labels.values()) == 2500
+    assert answers["origin_file"][1000].as_py() == "b ü.csv"
+    assert answers["origin_row"].to_pylist()[1690:1702] == [*range(690, 700), 0, 1]
+    assert sum(result.labels.values()) == 3100
     assert result.labels["red"] == int((expected["label"] == "red").sum())
-    report = json.loads((tmp_path / "out" / "_report.json").read_bytes())
-    assert report["rows_out"] == sum(shard["rows_out"] for shard in report["shards"]) == 2500
-    with pytest.raises(ConflictError, match=r"is not empty \(it holds"):
+    manifest = json.loads((tmp_path / "out" / "_run" / "manifest.json").read_bytes())
+    assert sum(part["rows"] for part in manifest["parts"]) == 3100
+
+
+def test_the_same_command_again_finds_everything_done_and_another_one_is_refused(
+    lab: Any, trained: Any, tmp_path: Path
+) -> None:
+    parquet.write_table(lab.table(300), tmp_path / "in.parquet")
+    first = predict(trained.project, settings(trained.project, tmp_path / "in.parquet", tmp_path / "out"))
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    again = predict(trained.project, settings(trained.project, tmp_path / "in.parquet", tmp_path / "out"))
+    assert (again.run_id, again.rows_out, again.n_resumed) == (first.run_id, 300, 1)
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert after.keys() == files.keys()
+    with pytest.raises(ConflictError, match=r"holds another run: columns is \['id'\] and was \[\]"):
+        chosen = settings(trained.project, tmp_path / "in.parquet", tmp_path / "out", columns=["id"])
         predict(trained.project, chosen)
+    parquet.write_table(lab.table(301), tmp_path / "in.parquet")
+    with pytest.raises(ConflictError, match=r"in\.parquet has [\d,]+ bytes and had"):
+        predict(trained.project, settings(trained.project, tmp_path / "in.parquet", tmp_path / "out"))
 
 
-def test_a_row_the_signature_forbids_is_named_with_its_file(lab: Any, trained: Any, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    good, bad = lab.table(50), lab.table(50)
-    values = bad["c"].to_numpy().copy()
-    values[37] = np.nan
-    bad = bad.set_column(bad.column_names.index("c"), "c", pa.array(values))
-    parquet.write_table(good, tmp_path / "in" / "good.parquet")
-    parquet.write_table(bad, tmp_path / "in" / "wrong.parquet")
-    with pytest.raises(InputError, match=r"wrong\.parquet: input 'x'.*, row 37") as caught:
-        predict(trained.project, settings(trained.project, tmp_path / "in", tmp_path / "out", shard_rows=20))
-    assert "\n" not in caught.value.message
-    assert not (tmp_path / "out" / "_report.json").exists()
+def test_a_folder_with_something_else_in_it_is_left_alone(lab: Any, trained: Any, tmp_path: Path) -> None:
+    parquet.write_table(lab.table(30), tmp_path / "in.parquet")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(ConflictError, match=r"is not empty \(it holds thesis\.txt\)"):
+        predict(trained.project, settings(trained.project, tmp_path / "in.parquet", tmp_path / "out"))
+    assert [each.name for each in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
-def test_a_table_without_its_windows_is_sent_to_prepare(lab: Any, trained: Any, tmp_path: Path) -> None:
-    _, version = trained.project.open_version("blobs")
-    chosen = settings(trained.project, "new.parquet", tmp_path / "out")
-    older = replace(version, manifest={"lineage": {"prepare": {"windows": [{"name": "c"}]}}})
-    with pytest.raises(InputError, match=r"new\.parquet has no column 'c': it is a window") as caught:
-        _check_windows(chosen, older, lab.table(5).drop_columns(["c"]))
-    assert caught.value.hint == f"kit prepare --input {chosen.input} --output ready, then predict ready"
-    _check_windows(chosen, older, lab.table(5))
+def test_refused_rows_go_to_quarantine_with_their_values_and_come_back_when_corrected(
+    lab: Any, trained: Any, tmp_path: Path
+) -> None:
+    table = lab.table(400)
+    bad = spoilt(table, [37, 38, 250])
+    parquet.write_table(bad, tmp_path / "in.parquet")
+    out = tmp_path / "out"
+    result = predict(
+        trained.project,
+        settings(trained.project, tmp_path / "in.parquet", out, columns=["id"], shard_rows=100),
+    )
+    assert (result.rows_in, result.rows_out, result.rows_refused) == (400, 397, 3)
+    assert read(out)["id"].to_pylist() == [each for each in range(400) if each not in (37, 38, 250)]
+    aside = parquet.read_table(out / "_quarantine")
+    assert aside["origin_row"].to_pylist() == [37, 38, 250]
+    assert aside["id"].to_pylist() == [37, 38, 250]
+    assert aside["a"].to_pylist() == table["a"].take([37, 38, 250]).to_pylist()
+    assert aside["reason"][0].as_py() == "input 'x' (column 'c'): a value is missing (NaN)"
+    corrected = aside.set_column(
+        aside.column_names.index("c"), "c", table["c"].take([37, 38, 250]).combine_chunks()
+    )
+    parquet.write_table(corrected, tmp_path / "corrected.parquet")
+    again = predict(
+        trained.project, settings(trained.project, tmp_path / "corrected.parquet", out, retry_quarantine=True)
+    )
+    assert (again.rows_in, again.rows_out, again.rows_refused) == (3, 3, 0)
+    answers = read(out).sort_by("id")
+    assert answers["id"].to_pylist() == list(range(400))
+    assert answers["label"].to_pylist() == reference(trained.project, table)["label"].tolist()
+    with pytest.raises(InputError, match=r"no row of .*out is in quarantine"):
+        predict(trained.project, settings(trained.project, None, out, retry_quarantine=True))
+    checked = runs(trained.project, RunsSettings(action="verify", output=str(out)))
+    assert checked.wrong == ()
+
+
+def test_rows_a_retry_refuses_again_stay_in_quarantine(lab: Any, trained: Any, tmp_path: Path) -> None:
+    parquet.write_table(spoilt(lab.table(300), [5]), tmp_path / "in.parquet")
+    out = tmp_path / "out"
+    predict(trained.project, settings(trained.project, tmp_path / "in.parquet", out))
+    chosen = settings(trained.project, None, out, retry_quarantine=True, max_bad_rows="100%")
+    again = predict(trained.project, chosen)
+    assert (again.rows_in, again.rows_out, again.rows_refused) == (1, 0, 1)
+    aside = parquet.read_table(out / "_quarantine" / "retry-001-part-00000.parquet")
+    assert (aside["origin_file"].to_pylist(), aside["origin_row"].to_pylist()) == (["in.parquet"], [5])
+
+
+def test_a_corrected_table_that_forgets_a_row_is_refused(lab: Any, trained: Any, tmp_path: Path) -> None:
+    parquet.write_table(spoilt(lab.table(300), [5, 6]), tmp_path / "in.parquet")
+    out = tmp_path / "out"
+    predict(trained.project, settings(trained.project, tmp_path / "in.parquet", out))
+    aside = parquet.read_table(out / "_quarantine")
+    parquet.write_table(aside.slice(0, 1), tmp_path / "corrected.parquet")
+    chosen = settings(trained.project, tmp_path / "corrected.parquet", out, retry_quarantine=True)
+    with pytest.raises(InputError, match=r"lacks row 6 of in\.parquet"):
+        predict(trained.project, chosen)
+    assert not (out / "_run" / "retry-001").exists()
+
+
+def test_too_many_refused_rows_end_the_run_without_a_manifest_and_a_larger_allowance_resumes_it(
+    lab: Any, trained: Any, tmp_path: Path
+) -> None:
+    parquet.write_table(spoilt(lab.table(300), list(range(10))), tmp_path / "in.parquet")
+    out = tmp_path / "out"
+    with pytest.raises(GateError, match=r"10 rows of 300 were refused.*max_bad_rows = 1% allows 3") as caught:
+        predict(trained.project, settings(trained.project, tmp_path / "in.parquet", out))
+    assert "a value is missing" in caught.value.message
+    assert not (out / "_run" / "manifest.json").exists()
+    chosen = settings(trained.project, tmp_path / "in.parquet", out, max_bad_rows=10)
+    result = predict(trained.project, chosen)
+    assert (result.rows_out, result.rows_refused, result.n_resumed) == (290, 10, 1)
+
+
+def test_a_poisoned_row_in_every_batch_costs_those_rows_alone(lab: Any, trained: Any, tmp_path: Path) -> None:
+    table = lab.table(2000)
+    poisoned = list(range(7, 2000, 50))
+    csv.write_csv(spoilt(table, poisoned), tmp_path / "in.csv")
+    chosen = settings(
+        trained.project,
+        tmp_path / "in.csv",
+        tmp_path / "out",
+        columns=["id"],
+        batch_rows=50,
+        max_bad_rows="2%",
+    )
+    result = predict(trained.project, chosen)
+    assert (result.rows_out, result.rows_refused) == (1960, 40)
+    answers = read(tmp_path / "out")
+    good = [each for each in range(2000) if each not in poisoned]
+    assert answers["id"].to_pylist() == good
+    assert answers["label"].to_pylist() == reference(trained.project, table.take(good))["label"].tolist()
+    aside = parquet.read_table(tmp_path / "out" / "_quarantine")
+    assert aside["id"].to_pylist() == [str(each) for each in poisoned]  # text stays text
+
+
+def test_lines_that_are_no_rows_are_set_aside_with_their_text(lab: Any, trained: Any, tmp_path: Path) -> None:
+    table = lab.table(500)
+    csv.write_csv(table, tmp_path / "in.csv")
+    lines = (tmp_path / "in.csv").read_text().splitlines()
+    lines[11] = "only,two"
+    (tmp_path / "in.csv").write_text("\n".join(lines))
+    result = predict(trained.project, settings(trained.project, tmp_path / "in.csv", tmp_path / "out"))
+    assert (result.rows_in, result.rows_out, result.rows_refused) == (500, 499, 1)
+    aside = parquet.read_table(tmp_path / "out" / "_quarantine")
+    assert (aside["origin_row"].to_pylist(), aside["line"].to_pylist()) == ([10], ["only,two"])
+
+
+def test_parts_in_folders_by_value_are_one_table_for_other_programs(
+    lab: Any, trained: Any, tmp_path: Path
+) -> None:
+    table = lab.table(1000)
+    parquet.write_table(table, tmp_path / "in.parquet")
+    chosen = settings(
+        trained.project,
+        tmp_path / "in.parquet",
+        tmp_path / "out",
+        columns=["id", "kind"],
+        partition_by=["kind"],
+        codec="snappy",
+        row_group_rows=64,
+        shard_rows=300,
+    )
+    predict(trained.project, chosen)
+    found = duckdb.sql(
+        f"select id, kind, label from read_parquet('{tmp_path}/out/kind=*/*.parquet', hive_partitioning=true)"
+        " order by id"
+    ).fetchall()
+    assert [row[:2] for row in found] == list(zip(range(1000), table["kind"].to_pylist(), strict=True))
+    one = parquet.ParquetFile(next((tmp_path / "out" / "kind=red").glob("*.parquet")))
+    assert one.metadata.row_group(0).num_rows <= 64
+    assert one.metadata.row_group(0).column(0).compression == "SNAPPY"
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda table: table.drop_columns(["b"]), "column 'b' is missing"),
+        (lambda table: table.drop_columns(["b"]), "column 'b' is missing|has no column 'b'"),
         (lambda table: table.set_column(2, "b", pa.array(["x"] * len(table))), "'b'"),
         (lambda table: table.set_column(2, "b", pa.nulls(len(table))), "'b'|'x'"),
     ],
 )
-def test_a_column_that_cannot_be_read_is_refused_before_ray_starts(
+def test_a_column_that_cannot_be_read_is_refused_before_anything_is_written(
     lab: Any, trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Any, message: str
 ) -> None:
     parquet.write_table(change(lab.table(10)), tmp_path / "in.parquet")
@@ -125,118 +267,28 @@ def test_a_column_that_cannot_be_read_is_refused_before_ray_starts(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_killed_actor_is_replaced_and_every_row_is_there_once(
-    lab: Any, trained: Any, tmp_path: Path, at: Any
-) -> None:
-    table = lab.table(N_MANY)
-    parquet.write_table(table, tmp_path / "in.parquet", row_group_size=50_000)
-    killed: list[int] = []
-
-    def kill() -> None:
-        for actor in lab.processes("ShardActor")[:1]:
-            killed.append(actor.pid)
-            actor.kill()
-
-    at("part-", kill)
-    chosen = settings(
-        trained.project, tmp_path / "in.parquet", tmp_path / "out", columns=["id"], shard_rows=50_000
-    )
-    result = predict(trained.project, chosen)
-    assert killed
-    assert (result.rows_in, result.rows_out, result.n_parts) == (N_MANY, N_MANY, 12)
-    answers = read(tmp_path / "out")
-    np.testing.assert_array_equal(answers["id"].to_numpy(), np.arange(N_MANY))
-    assert answers["label"].to_pylist() == reference(trained.project, table)["label"].tolist()
-
-
-def test_a_shard_that_kills_its_worker_is_named_and_not_tried_for_ever(
-    lab: Any, trained: Any, tmp_path: Path, at: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jobs.predict, "_MAX_RESTARTS", 0)
-    parquet.write_table(lab.table(N_MANY), tmp_path / "in.parquet", row_group_size=50_000)
-    at("part-", lambda: [actor.kill() for actor in lab.processes("ShardActor")])
-    chosen = settings(
-        trained.project, tmp_path / "in.parquet", tmp_path / "out", shard_rows=50_000, workers=1
-    )
-    with pytest.raises(
-        UnavailableError, match=r"died 1 times over part-0\d+\.parquet \(in\.parquet from row"
-    ):
-        predict(trained.project, chosen)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_killed_run_leaves_whole_parts_and_no_report(lab: Any, trained: Any, tmp_path: Path) -> None:
-    parquet.write_table(lab.table(N_MANY), tmp_path / "in.parquet", row_group_size=50_000)
-    out = tmp_path / "out"
-    chosen = {"model": "blobs", "input": str(tmp_path / "in.parquet"), "output": str(out)}
-    driver = lab.start(trained.project, "predict", {**chosen, "shard_rows": 50_000, "workers": 1})
-    lab.await_event(lambda: list(out.glob("part-*.parquet")) or driver.poll() is not None)
-    driver.send_signal(signal.SIGKILL)
-    driver.communicate()
-    assert driver.returncode == -signal.SIGKILL
-    assert not (out / "_report.json").exists()
-    assert [len(parquet.read_table(part)) for part in out.glob("part-*.parquet")] != []
-
-
-def test_an_interrupted_run_takes_its_parts_back_so_the_same_command_works(
+def test_a_second_driver_on_the_same_output_is_refused_while_the_first_lives(
     lab: Any, trained: Any, tmp_path: Path
 ) -> None:
-    parquet.write_table(lab.table(N_MANY), tmp_path / "in.parquet", row_group_size=50_000)
-    out = tmp_path / "out"
-    chosen = {"model": "blobs", "input": str(tmp_path / "in.parquet"), "output": str(out)}
-    driver = lab.start(trained.project, "predict", {**chosen, "shard_rows": 50_000, "workers": 1})
-    lab.await_event(lambda: list(out.glob("part-*.parquet")) or driver.poll() is not None)
-    driver.send_signal(signal.SIGINT)
-    driver.communicate()
-    assert driver.returncode != 0
-    assert not out.exists()
+    parquet.write_table(lab.table(100), tmp_path / "in.parquet")
+    with (
+        open_place(str(tmp_path / "out")).held(),
+        pytest.raises(ConflictError, match=r"is held by another run \(host .*, pid"),
+    ):
+        predict(trained.project, settings(trained.project, tmp_path / "in.parquet", tmp_path / "out"))
+    result = predict(trained.project, settings(trained.project, tmp_path / "in.parquet", tmp_path / "out"))
+    assert result.rows_out == 100
 
 
-def test_a_model_that_was_touched_after_the_start_is_not_loaded(
-    lab: Any, trained: Any, tmp_path: Path, at: Any
-) -> None:
-    parquet.write_table(lab.table(20), tmp_path / "in.parquet")
-    _, version = trained.project.open_version("blobs")
-    whole = version.model_path.read_bytes()
-
-    def flip() -> None:
-        version.model_path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-
-    saboteur = at("starting Ray", flip)
-    try:
-        with pytest.raises(VerificationError, match=r"model\.onnx"):
-            predict(trained.project, settings(trained.project, tmp_path / "in.parquet", tmp_path / "out"))
-    finally:
-        version.model_path.write_bytes(whole)
-    assert saboteur.done
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.fixture
-def bucket(s3_endpoint: str, s3_environment: pytest.MonkeyPatch) -> Iterator[Any]:
-    s3_environment.setenv("AWS_ENDPOINT_URL", s3_endpoint)
-    bucket = boto3.session.Session().resource("s3").create_bucket(Bucket="answers")
-    yield bucket
-    bucket.objects.all().delete()
-    bucket.delete()
-
-
-def test_a_table_on_s3_is_answered_onto_s3(lab: Any, trained: Any, tmp_path: Path, bucket: Any) -> None:
-    table = lab.table(300, seed=2)
-    for index in range(2):
-        parquet.write_table(table.slice(index * 150, 150), tmp_path / f"{index}.parquet")
-        bucket.upload_file(str(tmp_path / f"{index}.parquet"), f"in/{index}.parquet")
-    chosen = settings(trained.project, "s3://answers/in", "s3://answers/out", columns=["id"])
-    result = predict(trained.project, chosen)
-    assert (result.rows_in, result.rows_out) == (300, 300)
-    keys = [entry.key for entry in bucket.objects.filter(Prefix="out/")]
-    names = sorted(key for key in keys if not key.endswith("/"))  # Arrow leaves a mark for the folder
-    assert names == ["out/_report.json", "out/part-00000.parquet", "out/part-00001.parquet"]
-    parts = names[1:]
-    for name in parts:
-        bucket.download_file(name, str(tmp_path / Path(name).name))
-    answers = pa.concat_tables([parquet.read_table(tmp_path / Path(name).name) for name in parts])
-    assert answers["id"].to_pylist() == list(range(300))
-    assert answers["label"].to_pylist() == reference(trained.project, table)["label"].tolist()
-    with pytest.raises(ConflictError, match="s3://answers/out is not empty"):
-        predict(trained.project, chosen)
+def test_twenty_thousand_tiny_files_are_one_table(lab: Any, trained: Any, tmp_path: Path) -> None:
+    table = lab.table(20_000)
+    source = tmp_path / "in"
+    source.mkdir()
+    header = ",".join(table.column_names)
+    for row in table.to_pylist():
+        values = ",".join(str(value) for value in row.values())
+        (source / f"{row['id']:05d}.csv").write_text(f"{header}\n{values}\n")
+    result = predict(trained.project, settings(trained.project, source, tmp_path / "out", columns=["id"]))
+    assert (result.rows_in, result.rows_out) == (20_000, 20_000)
+    assert result.n_parts < 100
+    assert read(tmp_path / "out")["id"].to_pylist() == list(range(20_000))

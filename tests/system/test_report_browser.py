@@ -56,6 +56,16 @@ RECORDS: dict[str, dict[str, Any]] = {
         "seconds": 57.0,
         "rows_per_second": 350_000.0,
         "labels": {"zero": 12_000_000, "one": 8_000_000},
+        "throughput": {"bucket_s": 1.0, "rows_per_second": [350_000.0] * 57},
+        "stages": {"read": {"seconds": 20.0, "share": 0.2}, "infer": {"seconds": 80.0, "share": 0.8}},
+        "reasons": {"r" * 400: 3},
+        "drift": [
+            {
+                **{"name": "confidence", "role": "answer", "index": 0.3, "threshold": 0.2, "drifted": True},
+                **{"edges": [0.0, 0.5, 1.0], "reference": [0, 10, 90, 0], "observed": [0, 40, 60, 0]},
+            },
+            {"name": "c" * 300, "index": 0.1, "threshold": 0.2},
+        ],
     },
     "export": {
         "model": "digits@1",
@@ -170,7 +180,7 @@ def test_the_browser_shows_every_section_and_drawing(tmp_path: Path, page: Path)
     making = ["data", "study", "training", "evaluation", "compression"]
     found = re.findall(r'<section id="(\w+)">', done.stdout)
     assert found == ["agreement", *making, "export", "batch"]
-    assert done.stdout.count('class="plot" role="img"') == 15
+    assert done.stdout.count('class="plot" role="img"') == 18
     assert "<img" not in done.stdout
     assert "20,000,000" in done.stdout
 

@@ -13,8 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from pyarrow import parquet
 
 from jobs.cluster import shipped, show_token
 from jobs.predict import predict
-from jobs.submit import _planned, submit
+from jobs.submit import SubmitResult, _planned, submit
+from jobs.submitting.following import Patience
 from kit.errors import InputError, NotFoundError, SettingsError, UnavailableError
 from kit.project import Project
 from kit.settings import PredictSettings, SubmitSettings
@@ -99,8 +100,14 @@ def takes_jobs(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    port, dashboard = free_port(), free_port()
-    temporary = tmp_path_factory.mktemp("r")
+    with running(tmp_path_factory.mktemp("r"), dashboard=free_port()) as started:
+        yield started
+
+
+@contextlib.contextmanager
+def running(temporary: Path, *, dashboard: int) -> Iterator[Cluster]:
+    """Have a cluster of one node while the block lasts; it ends as suddenly as its machine would."""
+    port = free_port()
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
         *("--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}"),
@@ -181,7 +188,7 @@ def test_a_submitted_training_registers_here_shows_its_log_and_ships_no_secret(
 
     caplog.clear()
     again = submit(project, settings(project, address=cluster.url, attach=result.job_id))
-    assert again == result
+    assert again == replace(result, tries=0)
     assert job_log(caplog) == lines
 
     caplog.clear()
@@ -252,6 +259,203 @@ def test_whoever_stops_following_leaves_the_job_running(cluster: Cluster, projec
     stopped = submit(project, settings(project, address=cluster.url, attach=job_id))
     assert stopped.status == "STOPPED"
     assert stopped.exit_code != 0
+
+
+#: A training that takes a while, and whose command line no other process has.
+LONG = ("train", "--epochs", "12", "--patience-epochs", "12", "--checkpoint-interval-s", "0")
+QUICK = Patience(first_pause_s=0.1, longest_pause_s=0.2, reach_s=90.0)
+
+
+class Reaction(logging.Handler):
+    """Does something once, or several times, when a line that starts so is logged."""
+
+    def __init__(self, start: str, action: Callable[[], None], *, times: int = 1) -> None:
+        super().__init__()
+        self.start, self.action, self.left = start, action, times
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.left and record.getMessage().startswith(self.start):
+            self.left -= 1
+            self.action()
+
+    def __enter__(self) -> Reaction:
+        logging.getLogger("kit").addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("kit").removeHandler(self)
+
+
+def driver() -> psutil.Process:
+    """Find the process of the job that runs ``LONG``."""
+    deadline_s = time.monotonic() + 30
+    while time.monotonic() < deadline_s:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if tuple(process.cmdline()[1:]) == ("-m", "kit", *LONG):
+                    return process
+        threading.Event().wait(0.05)
+    raise AssertionError("the job's driver does not run")
+
+
+def supervisor() -> psutil.Process:
+    """Find Ray's process that runs and watches the job; it dies together with the driver's node."""
+    return next(each for each in driver().parents() if each.name().startswith("ray::"))
+
+
+def submitted(project: Project, cluster: Cluster, *command: str, **flags: Any) -> SubmitResult:
+    return submit(project, settings(project, *command, address=cluster.url, **flags), patience=QUICK)
+
+
+def kit_log(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "kit"]
+
+
+def test_a_job_whose_driver_is_killed_is_submitted_again_and_goes_on(
+    cluster: Cluster, project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="kit")
+    with Reaction("epoch 3:", lambda: driver().kill()):
+        result = submitted(project, cluster, *LONG, retries=3)
+    assert (result.status, result.exit_code, result.tries) == ("SUCCEEDED", 0, 2), job_log(caplog)
+    first, again, second = [line for line in kit_log(caplog) if "(try " in line]
+    assert first.startswith(f"submitted {result.job_id.removesuffix('-2')} to {cluster.url} (try 1 of 4)")
+    assert "(try 1 of 4) was killed by SIGKILL; submitting it again in 0.1 s" in again
+    assert second == f"submitted {result.job_id} to {cluster.url} (try 2 of 4)"
+    epochs = [line.split(":")[0] for line in job_log(caplog) if line.startswith("epoch ")]
+    assert epochs[-1] == "epoch 12"
+    assert epochs.count("epoch 1") == 1  # the second try began where the first one ended
+
+
+def test_a_job_whose_node_dies_is_lost_without_an_exit_code(
+    cluster: Cluster, project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="kit")
+    with Reaction("Running entrypoint", lambda: supervisor().kill(), times=2):
+        result = submitted(project, cluster, *LONG, retries=1)
+    assert (result.status, result.exit_code, result.tries) == ("FAILED", 7, 2)
+    said = [line for line in kit_log(caplog) if "without an exit code" in line]
+    assert "submitting it again" in said[0]
+    assert "(try 2 of 2)" in said[1]
+    assert "no try is left" in said[1]
+
+
+def test_when_every_try_is_killed_the_last_ones_exit_code_is_given(
+    cluster: Cluster, project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="kit")
+    with Reaction("Running entrypoint", lambda: driver().kill(), times=9) as reaction:
+        result = submitted(project, cluster, *LONG, retries=1)
+    assert reaction.left == 7
+    assert (result.status, result.exit_code, result.tries) == ("FAILED", 137, 2)
+    assert f"{result.job_id} (try 2 of 2) was killed by SIGKILL; no try is left" in kit_log(caplog)
+
+
+def test_a_job_that_somebody_stops_is_not_submitted_again(
+    cluster: Cluster, project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="kit")
+    stop = [sys.executable, "-m", "ray.scripts.scripts", "job", "stop", "--address", cluster.url, "--no-wait"]
+
+    def act() -> None:
+        job_id = kit_log(caplog)[-1].split()[1]
+        subprocess.run([*stop, job_id], check=True, capture_output=True, timeout=60)
+
+    with Reaction("Running entrypoint", act):
+        result = submitted(project, cluster, *LONG, retries=3)
+    assert (result.status, result.exit_code, result.tries) == ("STOPPED", 1, 1)
+
+
+def test_a_job_that_refuses_is_not_submitted_again(cluster: Cluster, project: Project) -> None:
+    result = submitted(project, cluster, "train", "--epochs", "0", retries=3)
+    assert (result.status, result.exit_code, result.tries) == ("FAILED", 2, 1)
+
+
+class Forward:
+    """A forwarded port that can be dropped and come back."""
+
+    def __init__(self, target: int) -> None:
+        self.target, self.port = target, free_port()
+        self._sockets: list[socket.socket] = []
+        self._listener: socket.socket | None = None
+
+    def open(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def drop(self) -> None:
+        sockets, self._sockets = [*self._sockets, self._listener], []
+        for each in sockets:
+            if each is not None:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+                each.close()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(("127.0.0.1", self.target))
+                self._sockets += [near, far]
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self._copy, args=ends, daemon=True).start()
+
+    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def forward(cluster: Cluster) -> Iterator[Forward]:
+    forwarded = Forward(int(cluster.url.rpartition(":")[2]))
+    forwarded.open()
+    yield forwarded
+    forwarded.drop()
+
+
+def test_with_retries_a_connection_that_comes_back_finds_the_same_job(
+    cluster: Cluster, project: Project, caplog: pytest.LogCaptureFixture, forward: Forward
+) -> None:
+    caplog.set_level(logging.INFO, logger="kit")
+    near = Cluster(f"http://127.0.0.1:{forward.port}", cluster.address)
+    with Reaction("epoch 3:", forward.drop), Reaction("lost train-", forward.open) as back:
+        result = submitted(project, near, *LONG, retries=1)
+    assert back.left == 0
+    assert (result.status, result.exit_code, result.tries) == ("SUCCEEDED", 0, 1), kit_log(caplog)
+    lines = job_log(caplog)
+    caplog.clear()
+    submitted(project, cluster, attach=result.job_id)
+    assert lines == job_log(caplog)  # nothing twice, nothing left out
+
+
+def test_without_retries_a_lost_connection_says_how_to_follow_again(
+    cluster: Cluster, project: Project, caplog: pytest.LogCaptureFixture, forward: Forward
+) -> None:
+    caplog.set_level(logging.INFO, logger="kit")
+    near = Cluster(f"http://127.0.0.1:{forward.port}", cluster.address)
+    with Reaction("epoch 3:", forward.drop), pytest.raises(UnavailableError, match="was lost") as caught:
+        submitted(project, near, *LONG)
+    job_id = str(caught.value.hint).partition("--attach ")[2].partition(";")[0]
+    assert submitted(project, cluster, attach=job_id).status == "SUCCEEDED"
+
+
+def test_a_cluster_that_comes_back_without_the_job_is_given_it_again(
+    project: Project, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="kit")
+    dashboard, folders = free_port(), [tmp_path_factory.mktemp("r") for _ in range(2)]
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        there = first.enter_context(running(folders[0], dashboard=dashboard))
+        restarted = threading.Thread(
+            target=lambda: second.enter_context(running(folders[1], dashboard=dashboard))
+        )
+        with Reaction("Running entrypoint", first.close), Reaction("lost train-", restarted.start):
+            result = submitted(project, there, "train", retries=1)
+        restarted.join()
+    assert (result.status, result.exit_code, result.tries) == ("SUCCEEDED", 0, 2), kit_log(caplog)
+    assert any("is not known to the cluster any more" in line for line in kit_log(caplog))
 
 
 def test_an_unknown_job_is_not_found(cluster: Cluster, project: Project) -> None:
@@ -351,16 +555,16 @@ def test_a_typed_place_starts_where_it_is_typed_and_one_of_the_file_at_the_proje
     other = Project.open(folder)
     monkeypatch.chdir(tmp_path)
     words = ("predict", "line", "--output", "out")
-    _, entrypoint = _planned(other, settings(other, *words))
+    entrypoint = _planned(other, settings(other, *words)).entrypoint
     assert entrypoint.endswith(f"--input={folder}/rows.parquet --output={tmp_path}/out")
-    _, entrypoint = _planned(other, settings(other, *words, "--input", "line/rows.parquet"))
+    entrypoint = _planned(other, settings(other, *words, "--input", "line/rows.parquet")).entrypoint
     assert f"--input={folder}/rows.parquet" in entrypoint
 
     away = {"address": "http://192.0.2.1:8265", "python": "/opt/kit/bin/python"}
     remote = ("predict", "line", "--output", "/shared/out", "--input", "rows.parquet")
     assert "s3://" in str(refuses(other, "does not travel with the project", *remote, **away).hint)
     monkeypatch.chdir(folder)
-    assert _planned(other, settings(other, *remote, **away))[1].endswith("--input rows.parquet")
+    assert _planned(other, settings(other, *remote, **away)).entrypoint.endswith("--input rows.parquet")
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:abc", "http://[x", "http://a..b:1"])

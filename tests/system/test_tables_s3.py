@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
 import pyarrow as pa
 import pytest
 from PIL import Image
-from pyarrow import parquet
+from pyarrow import feather, parquet
 
+from jobs.batch.sources import Reading, cut, read_pieces, survey
 from kit.errors import InputError, KitError, UnavailableError
 from kit.images import ImageLayout, list_data, read_images
 from kit.manifest import fingerprint
+from kit.signature import Signature
 from kit.tables import list_files, read_table
 
 SECRET = "hunter2-secret"
@@ -102,3 +106,84 @@ def test_a_server_that_does_not_answer_is_unavailable(s3_environment: pytest.Mon
         error = refusal("s3://tables/a.csv")
     assert isinstance(error, UnavailableError)
     assert error.hint
+
+
+def rows_of(uri: str, *, shard_bytes: int = 64 << 20) -> list[tuple[str, int, int]]:
+    """Read a table as a batch run does; file, row number and value of each row."""
+    files = list_files(uri)
+    reading = survey(uri, files, signature=Signature("", (), ()), columns=["n"])
+    return [
+        (chunk.file, row, value)
+        for shard in cut(reading, files, shard_bytes=shard_bytes)
+        for chunk in read_pieces(reading, shard)
+        for row, value in zip(chunk.rows.tolist(), chunk.table.column("n").to_pylist(), strict=True)
+    ]
+
+
+def test_pieces_on_s3_are_read_like_local_ones(folder: Path) -> None:
+    bucket = boto3.session.Session().resource("s3").Bucket("tables")
+    feather.write_feather(pa.table({"n": [4]}), str(folder / "c ü.arrow"))
+    (folder / "d.jsonl").write_text("".join(f'{{"n": {n}}}\n' for n in range(300_000)))
+    for name in ("c ü.arrow", "d.jsonl"):
+        bucket.upload_file(str(folder / name), f"a b/{name}")
+    remote = rows_of("s3://tables/a b/", shard_bytes=1 << 20)
+    assert remote == rows_of(str(folder), shard_bytes=1 << 20)
+    assert len(remote) == 300_004
+    assert rows_of("s3://tables/a b/[ab].*") == remote[:3]
+
+
+def test_a_pattern_on_s3_names_keys(folder: Path) -> None:
+    bucket = boto3.session.Session().resource("s3").Bucket("tables")
+    for key in ("in/2024-01/part-1.csv", "in/2024-02/part-2.csv", "in/2025-01/part-3.csv", "in/what?.csv"):
+        bucket.put_object(Key=key, Body=b"n\n1\n")
+    assert [file.name for file in list_files("s3://tables/in/2024-*/part-?.csv")] == [
+        "2024-01/part-1.csv",
+        "2024-02/part-2.csv",
+    ]
+    assert len(list_files("s3://tables/**/part-*.csv")) == 3
+    assert [file.name for file in list_files("s3://tables/in/what?.csv")] == ["what?.csv"]
+    assert (
+        "s3://tables/in/*.parquet is a pattern that no file matches"
+        in refusal("s3://tables/in/*.parquet").message
+    )
+    assert "the bucket does not exist" in refusal("s3://nowhere/*.csv").message
+    assert "names no bucket" in refusal("s3://*/a.csv").message
+
+
+def test_an_object_that_changes_or_vanishes_during_a_run_is_named(folder: Path) -> None:
+    bucket = boto3.session.Session().resource("s3").Bucket("tables")
+    uri = "s3://tables/a b/b.csv"
+    files = list_files(uri)
+    reading = Reading(uri, ("n",), {"n": "int64"})
+    (shard,) = cut(reading, files)
+    bucket.put_object(Key="a b/b.csv", Body=b"n\n33\n")
+    with pytest.raises(InputError, match=r"b\.csv changed during the run: it has 5 bytes and had 4"):
+        list(read_pieces(reading, shard))
+    bucket.Object("a b/b.csv").delete()
+    with pytest.raises(InputError, match=r"b\.csv vanished during the run"):
+        list(read_pieces(reading, shard))
+
+
+def test_a_server_that_refuses_for_a_while_is_asked_again(s3_environment: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_response(503 if len(asked) < 5 else 200)
+            self.send_header("Content-Length", "4")
+            self.send_header("Last-Modified", "Wed, 01 Jan 2025 00:00:00 GMT")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Busy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    s3_environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    try:
+        assert [file.name for file in list_files("s3://tables/a.csv")] == ["a.csv"]
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert len(asked) == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_the_loader_of_ray_accepts_it(written: dict[str, Any]) -> None:
 
 def test_the_loader_of_ray_refuses_a_misspelt_key(written: dict[str, Any]) -> None:
     wrong = copy.deepcopy(written)
-    wrong["available_node_types"]["spot"]["min_worker"] = 1
+    wrong["available_node_types"]["on-demand"]["min_worker"] = 1
     with pytest.raises(Exception, match="min_worker"):
         check(wrong)
 
@@ -97,7 +98,30 @@ def test_every_process_asks_for_the_token_and_the_dashboard_stays_on_the_head(
     assert "--dashboard-host=127.0.0.1" in starts[0]
 
 
-def test_the_nodes_get_the_ray_that_the_kit_pins(written: dict[str, Any]) -> None:
-    project = FILE.with_name("pyproject.toml").read_text()
-    pinned = next(line.strip(' ",') for line in project.splitlines() if '"ray[' in line)
-    assert any(pinned in command for command in written["setup_commands"])
+def test_the_nodes_get_the_kit_whose_metadata_pin_ray(written: dict[str, Any]) -> None:
+    project = tomllib.loads(FILE.with_name("pyproject.toml").read_text())["project"]
+    wheel = f"batch_edge_kit-{project['version']}-py3-none-any.whl"
+    assert written["file_mounts"][f"~/kit/{wheel}"] == f"dist/{wheel}"
+    assert any(f"kit/{wheel}[cluster]" in command for command in written["setup_commands"])
+    assert any(
+        each.startswith("ray[") and "==" in each for each in project["optional-dependencies"]["cluster"]
+    )
+
+
+def test_every_worker_starts_the_watcher_after_its_ray(written: dict[str, Any]) -> None:
+    *before, last = written["worker_start_ray_commands"]
+    assert any("ray start" in command for command in before)
+    assert "/opt/kit/bin/python -m jobs.spot " in last
+    assert "setsid --fork" in last  # the command that starts a node must come back
+    assert not any("jobs.spot" in command for command in written["head_start_ray_commands"])
+
+
+def test_spot_comes_in_several_kinds_sizes_and_zones(written: dict[str, Any]) -> None:
+    kinds = [
+        node["node_config"]["InstanceType"]
+        for node in written["available_node_types"].values()
+        if is_spot(node)
+    ]
+    assert len({each.partition(".")[0] for each in kinds}) >= 3
+    assert len({each.partition(".")[2] for each in kinds}) >= 2
+    assert len(written["provider"]["availability_zone"].split(",")) >= 3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kit.engines import ENGINES, Engine, open_engine
-from kit.errors import InputError
+from kit.errors import InputError, MissingDependencyError
 from kit.signature import Signature, Tensors, TensorSpec
 
 BOTH = ("onnxruntime", "openvino")
@@ -74,6 +74,7 @@ def test_an_engine_says_what_it_is(engines: dict[str, Engine], name: str) -> Non
 
 class Untouchable:
     version = "0"
+    device = "cpu"
 
     def run(self, inputs: Tensors) -> Tensors:
         raise AssertionError("the runtime saw an input that breaks the signature")
@@ -157,3 +158,83 @@ def test_a_missing_package_says_what_to_install() -> None:
     for line, (engine, (_, package, extra)) in zip(lines, ENGINES.items(), strict=True):
         assert line.startswith(f"engine {engine!r} needs {package}, which cannot be imported here: ")
         assert line.endswith(f"| pip install 'batch-edge-kit[{extra}]'")
+
+
+VALUE = TensorSpec("value", "float32", (-1,))
+INDEX = Signature("regression", (TensorSpec("index", "int64", (-1,), columns=("index",)),), (VALUE,))
+
+
+@pytest.fixture(scope="module")
+def gather(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that looks ten values up, and fails where an index is not one of them."""
+    return _one_node(tmp_path_factory, "Gather", ["values", "index"])
+
+
+@pytest.fixture(scope="module")
+def expand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose answer is as long as its input says."""
+    return _one_node(tmp_path_factory, "Expand", ["one", "index"])
+
+
+def _one_node(folders: pytest.TempPathFactory, name: str, inputs: list[str]) -> Path:
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = helper.make_graph(
+        [helper.make_node(name, inputs, ["value"])],
+        name,
+        [helper.make_tensor_value_info("index", TensorProto.INT64, ["n"])],
+        [helper.make_tensor_value_info("value", TensorProto.FLOAT, None)],
+        [
+            numpy_helper.from_array(np.arange(10, dtype=np.float32), "values"),
+            numpy_helper.from_array(np.ones(1, dtype=np.float32), "one"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = folders.mktemp(name) / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_rows_a_runtime_fails_on_are_an_input_error_in_one_sentence(gather: Path) -> None:
+    engine = open_engine(gather, engine="onnxruntime", threads=1, signature=INDEX)
+    with pytest.raises(InputError, match="onnxruntime fails on these rows: ") as caught:
+        engine.run({"index": np.array([1, 99], dtype=np.int64)})
+    assert "\n" not in caught.value.message
+    assert len(caught.value.message) < 400
+    assert engine.run({"index": np.array([1, 9], dtype=np.int64)})["value"].tolist() == [1, 9], "it goes on"
+
+
+def test_rows_there_is_no_memory_for_are_a_memory_error(expand: Path) -> None:
+    engine = open_engine(expand, engine="onnxruntime", threads=1, signature=INDEX)
+    with pytest.raises(MemoryError, match=r"alloc"):
+        engine.run({"index": np.array([2**26, 2**20], dtype=np.int64)})
+    assert engine.run({"index": np.array([3], dtype=np.int64)})["value"].tolist() == [1, 1, 1], "it goes on"
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+@pytest.mark.parametrize("name", BOTH)
+def test_an_engine_says_where_it_computes(
+    model: Path, tiny_signature: Signature, name: str, device: str
+) -> None:
+    engine = open_engine(model, engine=name, threads=1, signature=tiny_signature, device=device)
+    assert engine.device in (
+        ("cpu",) if device == "cpu" or name != "onnxruntime" else ("cpu", "cuda", "tensorrt")
+    )
+
+
+def test_a_device_an_engine_does_not_know_is_refused(model: Path, tiny_signature: Signature) -> None:
+    with pytest.raises(InputError, match="engine 'openvino' has no device 'cuda'"):
+        open_engine(model, engine="openvino", threads=1, signature=tiny_signature, device="cuda")
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_device_that_is_not_there_says_what_to_install(
+    model: Path, tiny_signature: Signature, device: str
+) -> None:
+    import onnxruntime
+
+    if len(onnxruntime.get_available_providers()) > 2:
+        pytest.skip("this onnxruntime may compute there")
+    with pytest.raises(MissingDependencyError, match=f"cannot compute on {device} here; it has ") as caught:
+        open_engine(model, engine="onnxruntime", threads=1, signature=tiny_signature, device=device)
+    assert "onnxruntime-gpu" in str(caught.value.hint)

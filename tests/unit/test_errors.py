@@ -5,7 +5,16 @@ import pickle
 import pytest
 
 from kit import errors
-from kit.errors import EXIT_CODES, InputError, KitError, ProjectError, SettingsError, nearest
+from kit.errors import (
+    EXIT_CODES,
+    DiskFullError,
+    InputError,
+    KitError,
+    ProjectError,
+    SettingsError,
+    UnavailableError,
+    nearest,
+)
 
 ALL = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, KitError)]
 
@@ -35,8 +44,9 @@ def test_the_tree_is_the_one_the_module_draws() -> None:
     assert {"InputError", "NotFoundError"} <= set(drawn)
     assert issubclass(SettingsError, InputError)
     assert issubclass(ProjectError, InputError)
+    assert issubclass(DiskFullError, UnavailableError)
     direct = {kind for kind in ALL if kind.__bases__ == (KitError,)}
-    assert direct == set(ALL) - {KitError, SettingsError, ProjectError}
+    assert direct == set(ALL) - {KitError, SettingsError, ProjectError, DiskFullError}
 
 
 def test_every_error_has_an_exit_code() -> None:

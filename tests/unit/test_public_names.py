@@ -11,6 +11,7 @@ import kit
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [
     "ConflictError",
+    "DiskFullError",
     "Engine",
     "GateError",
     "InputError",

@@ -158,7 +158,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content:
         ("empty", "holds no table"),
         ("a.txt", "holds no table"),
         ("http://host/a.csv", "is neither a path nor an s3:// address"),
-        ("s3://bucket/a.csv?region=x", "holds a '\\?'"),
+        ("s3://bucket/a.csv?region=x", "holds a query"),
     ],
 )
 def test_a_place_without_a_table_is_refused(

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from edge.export import ExportReport
     from edge.flash import FlashResult
     from jobs.predict import PredictResult
+    from jobs.render import ClusterResult
+    from jobs.runs import RunsResult
     from jobs.submit import SubmitResult
     from kit.query import QueryResult
     from kit.report import ReportResult
@@ -18,12 +20,54 @@ if TYPE_CHECKING:
 
 def predict(result: PredictResult) -> None:
     """Show what a batch run did."""
+    pace = f" in {result.seconds:.1f} s ({result.rows_per_second:,.0f} rows/s)" if result.seconds else ""
     print(
-        f"{result.rows_out:,} rows by {result.model} in {result.seconds:.1f} s "
-        f"({result.rows_per_second:,.0f} rows/s), {result.n_parts} parts in {near(result.output)}"
+        f"{result.rows_out:,} rows by {result.model}{pace}, {result.n_parts} parts in {near(result.output)}"
     )
+    if result.n_resumed:
+        print(f"{result.n_resumed} shards had been done before")
+    if result.rows_refused:
+        print(f"{result.rows_refused:,} rows are in quarantine: {near(result.output)}/_quarantine")
     if result.labels:
         table(("label", "rows"), result.labels.items())
+    if result.report:
+        print(f"report: {near(result.report)}")
+
+
+def runs(result: RunsResult) -> None:
+    """Show batch runs."""
+    if result.action == "clean":
+        print(f"removed {result.files} files of {near(result.runs[0].output)}")
+        return
+    rows = [
+        (
+            each.changed or "-",
+            each.name,
+            each.status,
+            each.model,
+            f"{each.shards_done}/{each.shards}",
+            f"{each.rows_in:,}",
+            f"{each.rows_out:,}",
+            f"{each.rows_refused:,}",
+            near(each.output),
+        )
+        for each in result.runs
+    ]
+    table(("changed", "run", "status", "model", "shards", "rows in", "rows out", "refused", "output"), rows)
+    if result.action == "show":
+        first = result.runs[0]
+        print(f"run {first.run_id} over {near(first.input)}")
+        for name, value in first.settings.items():
+            print(f"  {name}: {value}")
+        for each in result.runs:
+            if each.reasons:
+                table(
+                    ("rows", f"refused because ({each.name})"), [(n, why) for why, n in each.reasons.items()]
+                )
+    if result.action == "verify":
+        for sentence in result.wrong:
+            print(f"  {sentence}")
+        print(f"{result.files} files, {result.n_bytes:,} bytes hashed: {len(result.wrong) or 'none'} wrong")
 
 
 def serve(result: ServeResult | None) -> None:
@@ -87,7 +131,13 @@ def flash(result: FlashResult) -> None:
 
 def submit(result: SubmitResult) -> None:
     """Show how a job ended."""
-    print(f"{result.job_id} on {result.address}: {result.status}")
+    after = f" after {result.tries} tries" if result.tries > 1 else ""
+    print(f"{result.job_id} on {result.address}: {result.status}{after}")
+
+
+def cluster(result: ClusterResult) -> None:
+    """Show the description of a cluster, or where it lies."""
+    print(result.text.rstrip("\n") if result.path is None else f"wrote {near(result.path)}")
 
 
 def report(result: ReportResult) -> None:

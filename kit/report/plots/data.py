@@ -62,7 +62,9 @@ def class_balance(counts: Sequence[tuple[str, int, int, int]], *, n_rows: int, n
     return svg(draw, height_in=height, name=name, title="Rows by class and part")
 
 
-def histogram(train: Sequence[int], test: Sequence[int]) -> str:
+def histogram(
+    train: Sequence[int], test: Sequence[int], *, label: str = "training rows and held-out rows"
+) -> str:
     """Draw two small histograms over the same bins: training rows filled, held-out rows as a line.
 
     Each is scaled to its own number of rows, so that equal distributions lie on each other. It is
@@ -71,6 +73,7 @@ def histogram(train: Sequence[int], test: Sequence[int]) -> str:
     Args:
         train: Rows per bin.
         test: Likewise, on the same bins.
+        label: What the two are, for a reader who does not see them.
 
     Returns:
         One ``<svg>`` element; the empty text where there is nothing to draw.
@@ -98,8 +101,8 @@ def histogram(train: Sequence[int], test: Sequence[int]) -> str:
         for index, share in enumerate(shares[1])
     )
     drawn_line = f'<path d="{line}"/>' if any(test) else ""
-    label = f"{len(train)} bins, training rows and held-out rows"
     return (
-        f'<svg class="spark" role="img" aria-label="{label}" viewBox="0 0 {_SPARK_WIDTH} {_SPARK_HEIGHT}">'
+        f'<svg class="spark" role="img" aria-label="{len(train)} bins, {label}" '
+        f'viewBox="0 0 {_SPARK_WIDTH} {_SPARK_HEIGHT}">'
         f"<g>{bars}</g>{drawn_line}</svg>"
     )

@@ -1,4 +1,4 @@
-"""Plots of exports and batch runs: what a target costs, and how answers are distributed."""
+"""Plots of exports: what a target costs and how good it is."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from kit.report.plots.drawing import MARKERS, MUTED, SERIES, legend, quality_ran
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-MAX_BARS = 25
 
 
 def trade_off(
@@ -61,40 +59,3 @@ def trade_off(
         legend(figure, axes, columns=3)
 
     return svg(draw, height_in=3.1, name=name, title=f"{y_label} against {x_label}")
-
-
-def label_counts(counts: Sequence[tuple[str, int]], *, name: str) -> str:
-    """Draw how many rows were given each label, as horizontal bars.
-
-    Args:
-        counts: Label and rows, in the order to be shown; at most ``MAX_BARS``.
-        name: Prefix of the ids in the drawing, unique in the page.
-    """
-    total = sum(count for _, count in counts) or 1
-
-    def draw(figure: Figure) -> None:
-        from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-        axes = figure.add_subplot()
-        heights = [count for _, count in counts]
-        axes.barh(range(len(counts)), heights, height=0.7, color=SERIES[0])
-        for place, count in enumerate(heights):
-            axes.annotate(
-                f"{count:,}  ({count / total:.1%})",
-                (count, place),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                size=9,
-                color=MUTED,
-            )
-        axes.set_yticks(range(len(counts)), [shorten(label) for label, _ in counts])
-        axes.invert_yaxis()
-        axes.set_xlim(0, (max(heights) or 1) * 1.35)
-        axes.grid(visible=False, axis="y")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.set_xlabel("rows")
-        axes.set_ylabel("answered class")
-
-    return svg(draw, height_in=1.0 + 0.26 * max(len(counts), 2), name=name, title="Rows by answered class")

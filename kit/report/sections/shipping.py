@@ -1,4 +1,4 @@
-"""The export and batch sections: what targets cost, and how batch runs answered."""
+"""The export section: what targets cost and how good they are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kit.report.formats import SHARES
 from kit.report.plots import shipping as plots
-from kit.report.records.running import ExportRecord, PredictRecord, TargetFacts
+from kit.report.records.running import ExportRecord, TargetFacts
 
 #: Metrics that cannot pass 1.
 _BOUNDED = frozenset(
@@ -32,15 +32,6 @@ class Export:
     targets: tuple[TargetFacts, ...]
     by_size: str | None
     by_latency: str | None
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Every batch run, and how the newest one's labels are distributed."""
-
-    runs: tuple[PredictRecord, ...]
-    labels: str | None
-    n_more_labels: int
 
 
 def export(runs: Sequence[ExportRecord]) -> Export | None:
@@ -76,17 +67,3 @@ def export(runs: Sequence[ExportRecord]) -> Export | None:
     by_size = draw(sizes, "size (kB)", "by-size")
     by_latency = draw(latencies, "latency of one row (ms)", "by-latency")
     return Export(run, tuple(targets.values()), by_size, by_latency)
-
-
-def batches(runs: tuple[PredictRecord, ...]) -> Batches | None:
-    """Show every batch run, and the labels of the newest."""
-    if not runs:
-        return None
-    counts = list(runs[0].labels.items())
-    n_more = 0
-    if len(counts) > plots.MAX_BARS:
-        counts.sort(key=lambda each: -each[1])
-        n_more = len(counts) - plots.MAX_BARS
-        counts = counts[: plots.MAX_BARS]
-    drawn = plots.label_counts(counts, name="labels") if counts else None
-    return Batches(runs, drawn, n_more)

@@ -1,0 +1,218 @@
+"""The actors of a batch run: they come and go, and no shard waits for one that may not come back.
+
+Ray restarts nothing here. An actor that dies is replaced by another one, wherever there is room, and
+its shards are given to whoever is there. An actor on a node that is about to go gets no new
+shard. Knows nothing of ledgers and tables.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.batch.actor import AT_A_TIME, Ready, ShardActor, Work
+from jobs.batch.cost import Stay
+from jobs.spot import MARKET_LABEL, draining_nodes, market_of
+from kit.errors import UnavailableError
+
+_log = logging.getLogger("kit")
+_LOOK_S = 1.0
+_MAX_FAILED_STARTS = 3
+
+
+@dataclass(eq=False)
+class Member:
+    """One actor.
+
+    Attributes:
+        handle: Ray's.
+        starting: Reference to its ``prepare``.
+        ready: What it answered; None while it starts.
+        shards: Names of the shards it works on.
+        leaving: Whether its node is about to go.
+        since_s: When it was ready, in seconds since 1970.
+    """
+
+    handle: Any
+    starting: Any
+    ready: Ready | None = None
+    shards: set[str] = field(default_factory=set)
+    leaving: bool = False
+    since_s: float = 0.0
+
+
+class Pool:
+    """Keeps as many actors as the cluster and the work allow, at least one.
+
+    Args:
+        work: What each of them does.
+        workers: How many; 0 is one for the CPUs of each that are there now.
+        gpus: GPUs each of them takes.
+    """
+
+    def __init__(self, work: Work, *, workers: int, gpus: float = 0) -> None:
+        self._work, self._workers, self._gpus = work, workers, gpus
+        self._threads = max(work.threads, 1)
+        self.members: list[Member] = []
+        self.stays: list[Stay] = []
+        self.restarts = 0
+        self._failed_starts = 0
+        self._looked_s = float("-inf")
+        self._alive: dict[str, dict[str, Any]] = {}
+
+    def adjust(self, *, shards_left: int) -> None:
+        """Look at the nodes, and ask for actors that are missing; at most once a second.
+
+        Args:
+            shards_left: Shards nobody has finished.
+        """
+        if time.monotonic() - self._looked_s < _LOOK_S:
+            return
+        self._looked_s = time.monotonic()
+        self._look()
+        for member in [each for each in self.members if each.leaving and not each.shards]:
+            self.dismiss(member)
+        staying = sum(not each.leaving for each in self.members)
+        wanted = max(1, min(self._workers or self._room(), shards_left))
+        for _ in range(wanted - staying):
+            self.members.append(self._start())
+        starting = [each for each in self.members if each.ready is None]
+        for member in starting[: max(staying - wanted, 0)]:  # waits for room that no shard needs any more
+            self.dismiss(member)
+
+    def free(self, *, most: int, closed: Callable[[str], bool]) -> Member | None:
+        """Give the actor with the fewest shards that may take another one.
+
+        Args:
+            most: Shards it may have then.
+            closed: Says of a shard whether nothing may run beside it.
+        """
+        able = [
+            each
+            for each in self.members
+            if each.ready
+            and not each.leaving
+            and len(each.shards) < most
+            and not any(map(closed, each.shards))
+        ]
+        return min(able, key=lambda each: len(each.shards), default=None)
+
+    def started(self, member: Member, ready: Ready) -> None:
+        """Take note that an actor has loaded its model."""
+        member.ready, member.since_s = ready, time.time()
+        self._failed_starts = 0
+
+    def lost(self, member: Member) -> bool:
+        """Take note that an actor died.
+
+        Returns:
+            Whether its node went with it, which is nobody's fault.
+
+        Raises:
+            UnavailableError: Actors die again and again before they are ready.
+        """
+        self._look()
+        gone = member.ready is not None and member.ready.node not in self._alive
+        self.restarts += 1
+        if member.ready is None:
+            self._failed_starts += 1
+            if self._failed_starts >= _MAX_FAILED_STARTS:
+                raise UnavailableError(
+                    f"{_MAX_FAILED_STARTS} workers in a row died while they loaded the model",
+                    hint="give them more memory, or set workers to fewer",
+                )
+        self.dismiss(member)
+        self._looked_s = float("-inf")
+        return gone or member.leaving
+
+    def dismiss(self, member: Member) -> None:
+        """Let an actor go."""
+        import ray
+
+        if member in self.members:
+            self.members.remove(member)
+            if member.ready is not None:
+                ready = member.ready
+                self.stays.append(Stay(ready.node, ready.market, member.since_s, time.time()))
+            ray.kill(member.handle)
+
+    def close(self) -> None:
+        """Let all actors go."""
+        for member in list(self.members):
+            self.dismiss(member)
+
+    @property
+    def held(self) -> set[str]:
+        """Ids of the nodes that hold actors."""
+        return {each.ready.node for each in list(self.members) if each.ready is not None}
+
+    @property
+    def nodes(self) -> dict[str, int]:
+        """Market to how many nodes of it hold actors."""
+        held = {each.ready.node: each.ready.market for each in self.members if each.ready}
+        return {market: list(held.values()).count(market) for market in sorted(set(held.values()))}
+
+    def _look(self) -> None:
+        import ray
+
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's gap
+        self._alive = {node["NodeID"]: node for node in nodes if node["Alive"]}
+        draining = draining_nodes()
+        for member in self.members:
+            if member.ready is not None and not member.leaving and member.ready.node in draining:
+                member.leaving = True
+                _log.info("node %s is about to go; its worker gets no new shard", member.ready.node[:8])
+
+    def _room(self) -> int:
+        resource, each = ("GPU", self._gpus) if self._gpus else ("CPU", float(self._threads))
+        total = sum(node["Resources"].get(resource, 0.0) for node in self._alive.values())
+        return int(total // each)
+
+    def _start(self) -> Member:
+        import ray
+
+        options: dict[str, Any] = {"num_cpus": self._threads, "max_restarts": 0, "max_concurrency": AT_A_TIME}
+        if self._gpus:
+            options["num_gpus"] = self._gpus
+        if any(market_of(node) != "local" for node in self._alive.values()):
+            options |= {
+                "label_selector": {MARKET_LABEL: "spot"},
+                "fallback_strategy": [{"label_selector": {MARKET_LABEL: "on-demand"}}],
+            }
+        actor: Any = ray.remote(ShardActor).options(**options)
+        handle = actor.remote(self._work)
+        return Member(handle, handle.prepare.remote())
+
+
+class Blame:
+    """Counts over which shards workers died, so that one that kills them is named, not tried for ever.
+
+    Args:
+        most: Deaths over one shard that end the run.
+        place_of: Shard's name to where its rows are, for the message.
+    """
+
+    def __init__(self, *, most: int, place_of: Callable[[str], str]) -> None:
+        self._most, self._place_of = most, place_of
+        self._deaths: dict[str, int] = {}
+
+    def suspected(self, shard: str) -> bool:
+        """Say whether a worker died over a shard; it runs alone then, to tell whether it was that one."""
+        return shard in self._deaths
+
+    def add(self, shard: str) -> None:
+        """Take note that a worker died over a shard.
+
+        Raises:
+            UnavailableError: It was one too many.
+        """
+        self._deaths[shard] = self._deaths.get(shard, 0) + 1
+        if self._deaths[shard] >= self._most:
+            raise UnavailableError(
+                f"workers died {self._most} times over {shard} ({self._place_of(shard)}); it may have run "
+                "out of memory",
+                hint="lower batch_rows, shard_rows or workers, then run the same command again: it resumes",
+            )
