@@ -18,15 +18,15 @@ from typing import Any
 
 from jobs.batch import retry
 from jobs.batch.actor import ORIGIN_FILE, ORIGIN_ROW, Work
-from jobs.batch.finish import Allowance, count, manifest_of
+from jobs.batch.finish import Allowance, count, damaged_shards, manifest_of
 from jobs.batch.ledger import Commit, Ledger, check_unused
 from jobs.batch.live import Extent, Live
 from jobs.batch.parts import Layout
 from jobs.batch.places import open_place
 from jobs.batch.plan import Plan, Shard, make_shards, require_same, shaping
 from jobs.batch.pool import Member, Pool
-from jobs.batch.report import About, build, write_page
 from jobs.batch.refusals import accepted
+from jobs.batch.report import About, build, preload, write_page
 from jobs.batch.run import Run
 from jobs.batch.sources import Piece, Reading, cut, read_pieces, survey
 from jobs.cluster import check_room, connected, translated
@@ -210,7 +210,7 @@ def _done(task: _Task) -> PredictResult:
         return _finished(task, manifest)
     remember(task.project, ledger.place.uri)
     ledger.place.clear_leftovers()
-    task.kept = ledger.commits()
+    task.kept = _still_there(ledger)
     left = [shard for shard in plan.shards if shard.name not in task.kept]
     if task.kept:
         _log.info("run %s: %d of %d shards are done", plan.run_id, len(task.kept), len(plan.shards))
@@ -239,15 +239,27 @@ def _done(task: _Task) -> PredictResult:
         ledger.put("report.html", write_page(task.project, facts))
     except MissingDependencyError as error:  # the answers do not depend on the page
         _log.warning("no %s was written: %s", ledger.name("report.html"), error.message)
+    ledger.place.settle()
     ledger.create("manifest", manifest_of(plan, task.commits, counts))
     task.project.write_record("predict", f"{time.time_ns()}-{plan.run_id}", facts)
     return _result(task, counts.rows_in, seconds=seconds)
+
+
+def _still_there(ledger: Ledger) -> dict[str, Commit]:
+    """Give the records whose files are as committed; what a power cut or a hand took is made anew."""
+    commits = ledger.commits()
+    damaged = damaged_shards(list(commits.values()), ledger.place)
+    for shard, why in damaged.items():
+        _log.warning("%s; %s is made anew", why, shard)
+    ledger.place.delete(ledger.commit_name(shard) for shard in damaged)
+    return {shard: commit for shard, commit in commits.items() if shard not in damaged}
 
 
 def _shards_run(task: _Task, left: Sequence[Shard]) -> tuple[float, tuple[Any, ...]]:
     """Run the shards that are left on Ray; gives the seconds it took and the nodes' stays."""
     settings, plan = task.settings, task.plan
     allowance = Allowance(settings.max_bad_rows, n_rows=plan.n_rows)
+    threading.Thread(target=preload, daemon=True).start()  # while Ray's start waits for its processes
     with connected(settings.address, project=task.project), _hinted(task):
         gpus = 1.0 if settings.device in ("cuda", "tensorrt") else 0.0
         if settings.workers:

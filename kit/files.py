@@ -93,13 +93,14 @@ def digest_of(files: Mapping[str, str]) -> str:
     return sha256_bytes(records.encode())
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, settled: bool = True) -> None:
     """Replace a file in one step: the old bytes, or the new ones, never a mixture.
 
     Args:
         path: Where the bytes shall stand; missing parent folders are made.
         data: All of the file.
         mode: Permission bits of the new file.
+        settled: Whether the name survives a power cut, too, when this returns; the bytes do in any case.
 
     Raises:
         UnavailableError: The disk is full or the folder cannot be written.
@@ -118,16 +119,18 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
             raise
-        sync_folder(path.parent)
+        if settled:
+            sync_folder(path.parent)
 
 
-def create_once(path: Path, data: bytes, *, mode: int = 0o644) -> bool:
+def create_once(path: Path, data: bytes, *, mode: int = 0o644, settled: bool = True) -> bool:
     """Write a file unless there is one: of several that try at once, one succeeds.
 
     Args:
         path: Where the bytes shall stand; missing parent folders are made.
         data: All of the file.
         mode: Permission bits of the new file.
+        settled: See ``write_atomic``.
 
     Returns:
         Whether this call made the file; False leaves the one that was there untouched.
@@ -140,7 +143,7 @@ def create_once(path: Path, data: bytes, *, mode: int = 0o644) -> bool:
     work = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with _disk_errors(path):
         try:
-            write_atomic(work, data, mode=mode)
+            write_atomic(work, data, mode=mode, settled=False)
             try:
                 os.link(work, path)  # unlike a rename, refuses to replace
             except FileExistsError:
@@ -153,7 +156,8 @@ def create_once(path: Path, data: bytes, *, mode: int = 0o644) -> bool:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(work)
-        sync_folder(path.parent)
+        if settled:
+            sync_folder(path.parent)
     return True
 
 

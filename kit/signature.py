@@ -308,9 +308,10 @@ def _checked_strings(spec: TensorSpec, array: np.ndarray) -> np.ndarray:
 
 
 def _check_finite(spec: TensorSpec, array: np.ndarray) -> None:
-    # The sum is finite only if every value is: one pass without a temporary for the usual case.
+    # The sum is finite only if every value is: one pass without a temporary for the usual case. Finite
+    # values whose sum overflows take the long way, to the same end.
     with np.errstate(all="ignore"):
-        if np.isfinite(array.sum(dtype=np.float64)):
+        if np.isfinite(array.sum()):
             return
     infinite = np.isinf(array)
     if infinite.any():

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.batch.refusals import joined
 from kit.engines import Engine
 from kit.errors import InputError
 from kit.signature import Tensors
@@ -34,9 +35,10 @@ def search(engine: Engine, tensors: Tensors, *, batch_rows: int | None = None) -
     tried: dict[int, float] = {}
     plain = batch_rows or _PLAIN
     for size in sizes:
-        taken = np.resize(np.arange(n_rows), size) if size > n_rows else slice(0, size)
+        rows = max(min(n_rows, SIZES[-1]) // size, 1) * size
+        taken = np.resize(np.arange(n_rows), rows) if rows > n_rows else slice(0, rows)
         try:
-            speed = _speed(engine, {name: array[taken] for name, array in tensors.items()}, rows=size)
+            speed = _speed(engine, {name: array[taken] for name, array in tensors.items()}, size=size)
         except MemoryError:
             plain = min(plain, size)
             break
@@ -54,15 +56,20 @@ def search(engine: Engine, tensors: Tensors, *, batch_rows: int | None = None) -
     }
 
 
-def _speed(engine: Engine, batch: Tensors, *, rows: int) -> float:
-    """Measure rows per second of one size: the best of a few calls, the first not counted."""
-    engine.run_validated(batch)
+def _speed(engine: Engine, tensors: Tensors, *, size: int) -> float:
+    """Measure rows per second with calls of one size: the best of a few rounds, the first not counted."""
+    n_rows = len(next(iter(tensors.values())))
+    batches = [
+        {name: array[start : start + size] for name, array in tensors.items()}
+        for start in range(0, n_rows, size)
+    ]
+    joined([engine.run_validated(batch) for batch in batches])
     best = float("inf")
     ends = time.perf_counter() + _EACH_S
     for count in itertools.count():
         started = time.perf_counter()
-        engine.run_validated(batch)
+        joined([engine.run_validated(batch) for batch in batches])
         best = min(best, time.perf_counter() - started)
         if count >= 2 and time.perf_counter() >= ends:
-            return rows / best
-    raise AssertionError("unreachable")
+            break
+    return n_rows / best

@@ -46,20 +46,28 @@ def count(plan: Plan, commits: Sequence[Commit], place: Place) -> Counts:
             raise _do_not_fit(f"{shard.name} ({shard.place})", each, shard.n_rows)
         if (each.quarantine.rows if each.quarantine else 0) != each.rows_refused:
             raise _do_not_fit(f"{shard.name} ({shard.place})", each, shard.n_rows)
-    sizes = {entry.name: entry.size_bytes for entry in place.entries()}
-    for each in commits:
-        for file in (*each.files, *filter(None, [each.quarantine])):
-            if sizes.get(file.name) != file.size_bytes:
-                raise VerificationError(
-                    f"{file.name} was committed with {file.size_bytes:,} bytes, and "
-                    + (f"has {sizes[file.name]:,}" if file.name in sizes else "is gone"),
-                    hint="remove its commit record and run the same command: it makes that shard anew",
-                )
+    for shard, why in damaged_shards(commits, place).items():
+        raise VerificationError(
+            f"{why} ({shard}); no manifest was written",
+            hint="run the same command again: it makes the shard anew",
+        )
     return Counts(
         sum(each.rows_in for each in commits),
         sum(each.rows_out for each in commits),
         sum(each.rows_refused for each in commits),
     )
+
+
+def damaged_shards(commits: Sequence[Commit], place: Place) -> dict[str, str]:
+    """Find shards whose files are gone or not as large as they were committed, and say what is wrong."""
+    sizes = {entry.name: entry.size_bytes for entry in place.entries()}
+    damaged: dict[str, str] = {}
+    for each in commits:
+        for file in (*each.files, *filter(None, [each.quarantine])):
+            if sizes.get(file.name) != file.size_bytes:
+                now = f"has {sizes[file.name]:,}" if file.name in sizes else "is gone"
+                damaged[each.shard] = f"{file.name} was committed with {file.size_bytes:,} bytes, and {now}"
+    return damaged
 
 
 def _do_not_fit(what: str, commit: Commit, planned: int | None) -> GateError:

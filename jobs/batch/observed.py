@@ -20,6 +20,8 @@ from kit.errors import InputError
 from kit.profile import CONFIDENCE_EDGES, confidence
 from kit.signature import Signature, Tensors
 
+#: The outputs that are described.
+OBSERVED = ("label", "probabilities", "value")
 _MAX_ROWS = 1024
 _MIN_ROWS = 16
 #: Values held of one input: fewer rows where a row is an image.

@@ -11,14 +11,16 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.batch.sources import Piece, Reading
 from kit.errors import ConflictError, VerificationError
 from kit.files import canonical_json, sha256_bytes
 from kit.images import ImageLayout
-from kit.settings import PredictSettings
 from kit.tables import TableFile
+
+if TYPE_CHECKING:
+    from kit.settings import PredictSettings
 
 _FORMAT = 1
 #: Settings that shape what is written; two runs that differ in one of them are two runs.

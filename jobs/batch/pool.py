@@ -144,6 +144,10 @@ class Pool:
         for member in list(self.members):
             self.dismiss(member)
 
+    def has(self, node: str) -> bool:
+        """Say whether a node was there when the pool last looked."""
+        return node in self._alive
+
     @property
     def held(self) -> set[str]:
         """Ids of the nodes that hold actors."""
@@ -190,27 +194,36 @@ class Pool:
 class Blame:
     """Counts over which shards workers died, so that one that kills them is named, not tried for ever.
 
+    A worker whose node goes dies before Ray knows of the node, so a death counts only as long as its
+    node is there.
+
     Args:
         most: Deaths over one shard that end the run.
         place_of: Shard's name to where its rows are, for the message.
+        alive: Says of a node whether it is there.
     """
 
-    def __init__(self, *, most: int, place_of: Callable[[str], str]) -> None:
-        self._most, self._place_of = most, place_of
-        self._deaths: dict[str, int] = {}
+    def __init__(self, *, most: int, place_of: Callable[[str], str], alive: Callable[[str], bool]) -> None:
+        self._most, self._place_of, self._alive = most, place_of, alive
+        self._nodes: dict[str, list[str]] = {}
 
     def suspected(self, shard: str) -> bool:
         """Say whether a worker died over a shard; it runs alone then, to tell whether it was that one."""
-        return shard in self._deaths
+        return bool(self._nodes.get(shard))
 
-    def add(self, shard: str) -> None:
+    def add(self, shard: str, *, node: str) -> None:
         """Take note that a worker died over a shard.
+
+        Args:
+            shard: Its name.
+            node: Where the worker was.
 
         Raises:
             UnavailableError: It was one too many.
         """
-        self._deaths[shard] = self._deaths.get(shard, 0) + 1
-        if self._deaths[shard] >= self._most:
+        deaths = [each for each in [*self._nodes.get(shard, ()), node] if self._alive(each)]
+        self._nodes[shard] = deaths
+        if len(deaths) >= self._most:
             raise UnavailableError(
                 f"workers died {self._most} times over {shard} ({self._place_of(shard)}); it may have run "
                 "out of memory",

@@ -46,7 +46,7 @@ def by_halves(n_rows: int, attempt: Callable[[int, int], Tensors]) -> tuple[Tens
                 waiting += [(middle, last), (first, middle)]
             else:
                 refused[first] = _ROW.sub("", error.message, count=1)
-    return _joined(done or [attempt(0, 0)]), refused
+    return joined(done or [attempt(0, 0)]), refused
 
 
 def accepted(table: pa.Table, signature: Signature) -> tuple[Tensors, dict[int, str]]:
@@ -109,7 +109,7 @@ class Batches:
             parts.append(answers)
             refused |= {start + row: reason for row, reason in bad.items()}
             start = stop
-        return _joined(parts or [self._nothing()]), refused
+        return joined(parts or [self._nothing()]), refused
 
     def _answer(self, batch: Tensors) -> tuple[Tensors, dict[int, str]]:
         try:
@@ -128,7 +128,8 @@ class Batches:
         )
 
 
-def _joined(parts: list[Tensors]) -> Tensors:
+def joined(parts: list[Tensors]) -> Tensors:
+    """Put tensors of consecutive rows together; at least one."""
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([each[name] for each in parts]) for name in parts[0]}

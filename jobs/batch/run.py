@@ -61,7 +61,7 @@ class Run:
     def __post_init__(self) -> None:
         self.queue.extend(self.shards)
         places = {shard.name: shard.place for shard in self.shards}
-        self.blame = Blame(most=_MAX_DEATHS, place_of=places.__getitem__)
+        self.blame = Blame(most=_MAX_DEATHS, place_of=places.__getitem__, alive=self.pool.has)
 
     def go(self) -> None:
         """Do all shards.
@@ -136,8 +136,8 @@ class Run:
                 commit: Commit = ray.get(ref)
         except _deaths():
             self.queue.appendleft(shard)
-            if not self._died(member):
-                self.blame.add(shard.name)
+            if not self._died(member) and member.ready is not None:
+                self.blame.add(shard.name, node=member.ready.node)
         except DiskFullError:
             raise
         except UnavailableError as error:

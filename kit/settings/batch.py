@@ -74,7 +74,7 @@ class PredictSettings(CommandSettings):
     batch_rows: Annotated[int, Field(ge=1, le=1 << 20)] | Literal["auto"] = Field(
         default="auto", description="Rows per call of the engine; auto tries a few sizes when the run starts."
     )
-    shard_rows: int = Field(default=250_000, ge=1, le=1 << 30, description="Rows of a shard, roughly.")
+    shard_rows: int = Field(default=125_000, ge=1, le=1 << 30, description="Rows of a shard, roughly.")
     address: str | None = Field(
         default=None, description="Ray cluster to run on; a Ray on this machine when left out."
     )

@@ -76,14 +76,14 @@ def test_a_table_on_s3_is_answered_onto_s3_and_resumed_there(
 def test_an_endpoint_that_fails_for_a_while_and_in_the_middle_of_parts_costs_no_row(
     lab: Any, trained: Any, tmp_path: Path, bucket: Any, faults: Faults
 ) -> None:
-    busy = faults.answer(503, "SlowDown", times=15)
+    busy = faults.answer(503, "SlowDown", times=6)
     cut = faults.cut_request(after_bytes=2000, times=3, only=r"PUT .*/out/part-\d+")
     unheard = faults.cut_answer(times=3, only=r"PUT .*/out/(part-|_run/commits/)")
     given = {"columns": ["id"], "shard_rows": 10_000, "batch_rows": 256}
     result = predict(
         trained.project, settings(trained.project, "s3://answers/the rows", "s3://answers/out", **given)
     )
-    assert (busy.n_done, cut.n_done, unheard.n_done) == (15, 3, 3)
+    assert (busy.n_done, cut.n_done, unheard.n_done) == (6, 3, 3)
     assert (result.rows_in, result.rows_out, result.n_parts) == (N_ROWS, N_ROWS, 12)
     assert answers(bucket, tmp_path / "found")["id"].to_pylist() == list(range(N_ROWS))
     assert runs(trained.project, RunsSettings(action="verify", output="s3://answers/out")).wrong == ()

@@ -152,10 +152,12 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
             monkeypatch.setenv("COLUMNS", "100")
             return ""
         stream.flush()
-        try:
-            return os.read(other, 1 << 16).decode()
-        except BlockingIOError:
-            return ""
+        said = b""
+        while True:
+            try:
+                said += os.read(other, 1 << 16)
+            except BlockingIOError:
+                return said.decode()
 
     yield shown
     stream.close()

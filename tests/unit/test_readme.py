@@ -16,14 +16,14 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 
 def _commands(page: Path) -> list[str]:
-    return re.findall(r"^\$ (kit .*?)(?: &)?(?: +#.*)?$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    text = page.read_text(encoding="utf-8").replace("\\\n", "")
+    return re.findall(r"^\$ (kit .*?)(?: &)?(?: +#.*)?$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_a_page_shows_can_be_typed(page: Path) -> None:
     for line in _commands(page):
-        words = shlex.split(line)[1:]
-        for one in [part.split() for part in " ".join(words).replace("&& kit ", "\n").split("\n")]:
+        for one in [shlex.split(part) for part in line.removeprefix("kit ").split("&& kit ")]:
             if one[0] == "--help":
                 continue
             command = find_command(one[0])

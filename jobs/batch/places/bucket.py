@@ -153,6 +153,9 @@ class BucketPlace:
         finally:
             path.unlink(missing_ok=True)
 
+    def settle(self) -> None:
+        """Do nothing: what S3 has confirmed stays."""
+
     def entries(self, prefix: str = "") -> list[Entry]:
         """List objects by name; see ``Place.entries``."""
         with self._access.errors():

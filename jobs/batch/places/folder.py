@@ -70,7 +70,7 @@ class FolderPlace:
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file unless there is one; see ``Place.create``."""
-        return create_once(self.root / final_name(name), data)
+        return create_once(self.root / final_name(name), data, settled=False)
 
     def spool(self, name: str) -> Path:
         """Choose a path beside the final one; see ``Place.spool``."""
@@ -92,9 +92,14 @@ class FolderPlace:
                     if target.exists():
                         warn_of_replacing(name, uri=self.uri)
                     os.replace(path, target)
-                sync_folder(target.parent)
         finally:
             path.unlink(missing_ok=True)
+
+    def settle(self) -> None:
+        """Flush every folder, once for all files in it; see ``Place.settle``."""
+        with disk_errors(self.root):
+            for folder, _, _ in os.walk(self.root):
+                sync_folder(Path(folder))
 
     def entries(self, prefix: str = "") -> list[Entry]:
         """List files by name; see ``Place.entries``."""

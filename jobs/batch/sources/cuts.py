@@ -22,7 +22,7 @@ from jobs.batch.sources.opening import SMALL_BYTES, opened
 from jobs.batch.sources.pieces import Piece, Reading
 from kit.tables import TableFile
 
-SHARD_ROWS = 250_000
+SHARD_ROWS = 125_000
 SHARD_BYTES = 64 << 20
 _MAX_IMAGES = 4096
 _OPENERS = 16  # S3 answers each request late but many at once

@@ -66,15 +66,17 @@ def read_parquet(reading: Reading, piece: Piece, *, source: Any) -> Iterator[Chu
     groups, skip = _overlapping(metadata, piece)
     packed, plain = _weigh(metadata, groups, wanted)
     at_once = max(packed, default=0) <= _AT_ONCE_BYTES
+    # Fetching ahead spares round trips to S3; on a disk it only copies: 87 against 65 ns a row of 32 floats.
+    ahead = at_once and reading.uri.startswith("s3://")
     rows = sum(metadata.row_group(group).num_rows for group in groups)
     n_rows = _chunk_rows(schema, wanted, plain / max(rows, 1), reading.chunk_bytes)
     left = rows if piece.length is None else piece.length
     row = piece.row
     with parquet.ParquetFile(
-        source, metadata=metadata, pre_buffer=at_once, buffer_size=0 if at_once else _BUFFER_BYTES
+        source, metadata=metadata, pre_buffer=ahead, buffer_size=0 if at_once else _BUFFER_BYTES
     ) as opened:
         for run in _runs(groups, packed):
-            for batch in opened.iter_batches(n_rows, row_groups=run, columns=wanted):
+            for batch in opened.iter_batches(n_rows, row_groups=run, columns=wanted, use_threads=False):
                 if skip >= batch.num_rows:
                     skip -= batch.num_rows
                     continue

@@ -91,7 +91,7 @@ class Reading:
     columns: tuple[str, ...]
     types: Mapping[str, str]
     layout: ImageLayout | None = None
-    chunk_bytes: int = 16 << 20
+    chunk_bytes: int = 4 << 20
 
 
 def is_text(kind: str) -> bool:
