@@ -67,7 +67,10 @@ bench: setup  ## the figures the documents show: ours beside a bare loop, interl
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/tune.py
+	$(BIN)/python benchmarks/batch
+	$(BIN)/python benchmarks/batch --memory
+	$(BIN)/python benchmarks/batch --small
 	folder=$$(mktemp -d) && $(DEMO) --folder $$folder >/dev/null && $(BIN)/python benchmarks/serve.py $$folder/digits digits
 
 clean:  ## remove the environments and caches
-	rm -rf .venv .venv-device .venv-oms .venv-tflite .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-device .venv-oms .venv-tflite .mypy_cache .pytest_cache .ruff_cache .hypothesis .bench

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from jobs.predict import predict
 from jobs.runs import runs
 from kit.errors import UnavailableError, VerificationError
 from kit.project import Project
-from kit.settings import PredictSettings, RunsSettings
+from kit.settings import RunsSettings
 from tests.cluster.test_predict import reference, settings
 
 pytestmark = pytest.mark.timeout(300)
