@@ -7,32 +7,21 @@ quarantine. The same command again goes on where the ledger says it was.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import threading
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from jobs.batch import retry
-from jobs.batch.actor import ORIGIN_FILE, ORIGIN_ROW, Work
-from jobs.batch.finish import Allowance, count, damaged_shards, manifest_of
-from jobs.batch.ledger import Commit, Ledger, check_unused
-from jobs.batch.live import Extent, Live
-from jobs.batch.parts import Layout
+from jobs.batch.actor import ORIGIN_FILE, ORIGIN_ROW
+from jobs.batch.ledger import Ledger, check_unused
 from jobs.batch.places import open_place
-from jobs.batch.plan import Plan, Shard, make_shards, require_same, shaping
-from jobs.batch.pool import Member, Pool
+from jobs.batch.plan import Plan, make_shards, require_same, shaping
 from jobs.batch.refusals import accepted
-from jobs.batch.report import About, build, preload, write_page
-from jobs.batch.run import Run
 from jobs.batch.sources import Piece, Reading, cut, read_pieces, survey
-from jobs.cluster import check_room, connected, translated
-from jobs.runs import output_of, remember
-from jobs.spot import watching
-from kit.errors import InputError, MissingDependencyError, SettingsError, nearest
+from jobs.batch.task import Task, complete
+from jobs.runs import output_of, written
+from kit.errors import InputError, SettingsError, nearest
 from kit.files import canonical_json
 from kit.images import image_layout, list_data
 from kit.model_version import ModelVersion
@@ -65,7 +54,7 @@ class PredictResult:
         seconds: Wall time of the shards of this driver, Ray's start not counted.
         rows_per_second: Over that time.
         labels: Class to how many rows were given it; empty for regression.
-        report: The page about the run; None where it was finished before.
+        report: The page about the run.
     """
 
     run_id: str
@@ -81,28 +70,7 @@ class PredictResult:
     seconds: float
     rows_per_second: float
     labels: dict[str, int]
-    report: str | None
-
-
-@dataclass
-class _Task:
-    """One run, from its plan to its manifest."""
-
-    project: Project
-    settings: PredictSettings
-    version: ModelVersion
-    ledger: Ledger
-    plan: Plan
-    lost: threading.Event
-    kept: dict[str, Commit] = field(default_factory=dict)
-    made: dict[str, Commit] = field(default_factory=dict)
-    engine: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def commits(self) -> list[Commit]:
-        """All records, in the order of the shards."""
-        both = {**self.kept, **self.made}
-        return [both[shard.name] for shard in self.plan.shards if shard.name in both]
+    report: str
 
 
 def predict(project: Project, settings: PredictSettings) -> PredictResult:
@@ -127,7 +95,7 @@ def predict(project: Project, settings: PredictSettings) -> PredictResult:
     if settings.retry_quarantine:
         with place.held() as lost:
             settings, ledger, plan = retry.prepared(project, settings, record, version, place)
-            return _done(_Task(project, settings, version, ledger, plan, lost))
+            return _done(Task(project, settings, version, ledger, plan, lost))
     source = project.locate(str(settings.input))
     files = _with_bytes(source, list_data(source))
     ledger = Ledger(place)
@@ -135,14 +103,14 @@ def predict(project: Project, settings: PredictSettings) -> PredictResult:
         check_unused(place)
         plan = planned(settings, record, version, source=source, files=files)
         with place.held() as lost:
-            return _done(_Task(project, settings, version, ledger, _taken_up(ledger, plan), lost))
+            return _done(Task(project, settings, version, ledger, _taken_up(ledger, plan), lost))
     bare = unread(settings, record, version, source=source, files=files)
     with place.held() as lost:
         kept = _taken_up(ledger, bare)
         if not kept.shards:  # another run's plan, of which nothing was done yet
             kept = planned(settings, record, version, source=source, files=files)
             ledger.put("plan", canonical_json(kept.to_json()))
-        return _done(_Task(project, settings, version, ledger, kept, lost))
+        return _done(Task(project, settings, version, ledger, kept, lost))
 
 
 def unread(
@@ -182,6 +150,8 @@ def planned(
     bare = unread(settings, record, version, source=source, files=files)
     reading = _surveyed(settings, version, source=source, files=files)
     groups = cut(reading, files, shard_rows=settings.shard_rows, shard_bytes=_SHARD_BYTES)
+    if not groups:
+        raise InputError(f"{source} holds no rows", hint="name a table with rows")
     return replace(bare, reading=reading, shards=make_shards(groups, prefix="", files=files))
 
 
@@ -194,174 +164,19 @@ def _taken_up(ledger: Ledger, plan: Plan) -> Plan:
         return plan
     before = Plan.from_json(kept)
     if before.run_id != plan.run_id and not ledger.commits():
+        place = ledger.place
+        place.delete(written(place, before, shards={shard.name for shard in before.shards}))
         if plan.shards:
             ledger.put("plan", canonical_json(plan.to_json()))
         return plan
     require_same(before, plan, output=ledger.place.uri)
-    return before
+    return before.found_at(plan.reading.uri, files=plan.files)
 
 
-def _done(task: _Task) -> PredictResult:
-    """Do what is left of a run, and close it."""
-    ledger, plan = task.ledger, task.plan
-    manifest = ledger.read("manifest")
-    if manifest is not None:
-        _log.info("run %s in %s is finished; nothing is left to do", plan.run_id, ledger.place.uri)
-        return _finished(task, manifest)
-    remember(task.project, ledger.place.uri)
-    ledger.place.clear_leftovers()
-    task.kept = _still_there(ledger)
-    left = [shard for shard in plan.shards if shard.name not in task.kept]
-    if task.kept:
-        _log.info("run %s: %d of %d shards are done", plan.run_id, len(task.kept), len(plan.shards))
-    task.engine = ledger.read("engine") or {}
-    seconds, stays = _shards_run(task, left) if left else (0.0, ())
-    counts = count(plan, task.commits, ledger.place)
-    Allowance(task.settings.max_bad_rows, n_rows=counts.rows_in).require(task.commits, finished=True)
-    facts = build(
-        About(
-            model=plan.model,
-            digest=plan.digest,
-            engine=str(task.engine.get("engine", task.settings.engine)),
-            input=plan.reading.uri,
-            output=ledger.place.uri,
-            classes=tuple(map(str, task.version.signature.classes)),
-            retry=ledger.retry,
-        ),
-        task.commits,
-        stays=stays,
-        prices=task.settings.prices,
-        engine=task.engine,
-        profile=task.version.profile,
-    )
-    ledger.put("report.json", canonical_json(facts))
-    try:
-        ledger.put("report.html", write_page(task.project, facts))
-    except MissingDependencyError as error:  # the answers do not depend on the page
-        _log.warning("no %s was written: %s", ledger.name("report.html"), error.message)
-    ledger.place.settle()
-    ledger.create("manifest", manifest_of(plan, task.commits, counts))
-    task.project.write_record("predict", f"{time.time_ns()}-{plan.run_id}", facts)
-    return _result(task, counts.rows_in, seconds=seconds)
-
-
-def _still_there(ledger: Ledger) -> dict[str, Commit]:
-    """Give the records whose files are as committed; what a power cut or a hand took is made anew."""
-    commits = ledger.commits()
-    damaged = damaged_shards(list(commits.values()), ledger.place)
-    for shard, why in damaged.items():
-        _log.warning("%s; %s is made anew", why, shard)
-    ledger.place.delete(ledger.commit_name(shard) for shard in damaged)
-    return {shard: commit for shard, commit in commits.items() if shard not in damaged}
-
-
-def _shards_run(task: _Task, left: Sequence[Shard]) -> tuple[float, tuple[Any, ...]]:
-    """Run the shards that are left on Ray; gives the seconds it took and the nodes' stays."""
-    settings, plan = task.settings, task.plan
-    allowance = Allowance(settings.max_bad_rows, n_rows=plan.n_rows)
-    threading.Thread(target=preload, daemon=True).start()  # while Ray's start waits for its processes
-    with connected(settings.address, project=task.project), _hinted(task):
-        gpus = 1.0 if settings.device in ("cuda", "tensorrt") else 0.0
-        if settings.workers:
-            check_room(settings.workers, threads=max(settings.threads, 1), address=settings.address)
-        pool = Pool(_work(task), workers=settings.workers, gpus=gpus)
-        started_s = 0.0
-
-        sizes = {shard.name: shard.n_bytes for shard in plan.shards}
-        resumed = Extent(
-            len(task.kept),
-            sum(sizes[name] for name in task.kept),
-            sum(each.rows_in for each in task.kept.values()),
-        )
-        total = Extent(len(sizes), sum(sizes.values()), plan.n_rows)
-        with watching(nodes=lambda: pool.held), Live(total, resumed=resumed) as live:
-
-            def on_start(member: Member, shard: Shard) -> int:
-                nonlocal started_s
-                task.engine = _engine_of(task, member, shard)
-                started_s = time.monotonic()
-                live.begin()
-                return int(task.engine["batch_rows"])
-
-            def on_commit(commit: Commit) -> None:
-                task.made[commit.shard] = commit
-                live.done(commit, n_bytes=sizes[commit.shard])
-                if commit.rows_refused:
-                    allowance.require(task.commits, finished=False)
-
-            run = Run(
-                pool=pool,
-                shards=left,
-                on_start=on_start,
-                on_commit=on_commit,
-                on_tick=lambda pool: live.pool(pool.nodes, actors=len(pool.members), restarts=pool.restarts),
-                lost=task.lost.is_set,
-            )
-            try:
-                run.go()
-            finally:
-                pool.close()
-        return time.monotonic() - started_s, tuple(pool.stays)
-
-
-def _engine_of(task: _Task, member: Member, shard: Shard) -> dict[str, Any]:
-    """Settle the rows per call: what the run's first driver found stays, and so do the answers."""
-    import ray
-
-    known = task.ledger.read("engine")
-    if known is not None:
-        return known
-    wanted = task.settings.batch_rows
-    with translated():
-        found = ray.get(member.handle.measure.remote(shard, wanted if isinstance(wanted, int) else None))
-    assert member.ready is not None
-    facts = {**found, "engine": member.ready.engine, "threads": task.settings.threads}
-    task.ledger.create("engine", facts)
-    if wanted == "auto":
-        _log.info("%s rows a call", f"{facts['batch_rows']:,}")
-    return facts
-
-
-@contextlib.contextmanager
-def _hinted(task: _Task) -> Iterator[None]:
-    """Say how much is kept when a run ends early."""
-    try:
-        yield
-    except BaseException:
-        n_done = len(task.commits)
-        _log.warning(
-            "%d of %d shards are done and kept in %s; the same command resumes",
-            n_done,
-            len(task.plan.shards),
-            task.ledger.place.uri,
-        )
-        raise
-
-
-def _work(task: _Task) -> Work:
-    settings, project = task.settings, task.project
-    return Work(
-        store=project.store().uri,
-        cache=project.state / "cache",
-        digest=task.plan.digest,
-        trusted=project.trusted(),
-        output=task.ledger.place.uri,
-        retry=task.ledger.retry,
-        reading=task.plan.reading,
-        layout=Layout(settings.codec, settings.row_group_rows, settings.partition_by),
-        columns=settings.columns,
-        outputs=settings.outputs,
-        origin=settings.origin,
-        engine=settings.engine,
-        device=settings.device,
-        threads=settings.threads,
-        formats=frozenset(file.format for file in task.plan.files),
-    )
-
-
-def _result(task: _Task, rows_in: int, *, seconds: float) -> PredictResult:
+def _done(task: Task) -> PredictResult:
+    """Complete a run and say what it did."""
+    rows_in = complete(task)
     commits, plan = task.commits, task.plan
-    classes = task.version.signature.classes
     counts = [sum(column) for column in zip(*(each.labels for each in commits), strict=True)]
     made = sum(each.rows_in for each in task.made.values())
     return PredictResult(
@@ -375,16 +190,13 @@ def _result(task: _Task, rows_in: int, *, seconds: float) -> PredictResult:
         n_parts=sum(len(each.files) for each in commits),
         n_resumed=len(task.kept),
         batch_rows=max((each.batch_rows for each in commits), default=0),
-        seconds=round(seconds, 3),
-        rows_per_second=round(made / seconds, 1) if seconds else 0.0,
-        labels={str(name): number for name, number in zip(classes, counts, strict=False)},
+        seconds=round(task.seconds, 3),
+        rows_per_second=round(made / task.seconds, 1) if task.seconds else 0.0,
+        labels={
+            str(name): number for name, number in zip(task.version.signature.classes, counts, strict=False)
+        },
         report=f"{task.ledger.place.uri}/{task.ledger.name('report.html')}",
     )
-
-
-def _finished(task: _Task, manifest: Mapping[str, Any]) -> PredictResult:
-    task.kept = task.ledger.commits()
-    return replace(_result(task, int(manifest["rows_in"]), seconds=0.0), n_resumed=len(task.kept))
 
 
 def _with_bytes(uri: str, files: Sequence[TableFile]) -> tuple[TableFile, ...]:

@@ -190,7 +190,7 @@ def _verified(place: Place) -> RunsResult:
         left = [shard.name for shard in plan.shards if shard.name not in held]
         manifest = ledger.read("manifest")
         if manifest is None:  # parts of shards that are not committed yet are nobody's fault
-            known |= set(_written(place, plan, shards=left))
+            known |= set(written(place, plan, shards=left))
         else:
             wrong += [f"{name} has no commit record, and the run is finished" for name in left]
             wrong += _against_manifest(ledger, manifest, commits)
@@ -205,8 +205,14 @@ def _verified(place: Place) -> RunsResult:
     return RunsResult("verify", tuple(found), n_files, n_bytes, tuple(wrong))
 
 
-def _written(place: Place, plan: Plan, *, shards: Collection[str]) -> list[str]:
-    """List the files in the output that have the place and the name of these shards' parts."""
+def written(place: Place, plan: Plan, *, shards: Collection[str]) -> list[str]:
+    """List the files in the output that have the place and the name of these shards' parts.
+
+    Args:
+        place: The output folder.
+        plan: The run's.
+        shards: Names of the shards.
+    """
     names = {f"{shard}.parquet" for shard in shards}
     columns = tuple(plan.settings["partition_by"])
 
@@ -253,7 +259,7 @@ def _cleaned(place: Place, *, finished: bool) -> RunsResult:
         parts = [
             name
             for plan in plans_read
-            for name in _written(place, plan, shards=[shard.name for shard in plan.shards])
+            for name in written(place, plan, shards=[shard.name for shard in plan.shards])
         ]
         records = [entry.name for entry in place.entries(f"{RUN}/")]
         plans = [name for name in records if name.endswith("plan.json")]

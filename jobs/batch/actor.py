@@ -184,7 +184,8 @@ class ShardActor:
         observed.to_json()
         table = _with_outputs(pa.table({}), outputs, self._signature, wanted=self._work.outputs)
         sink = pa.BufferOutputStream()
-        parquet.write_table(table, sink, compression=self._work.layout.codec)
+        codec: Any = self._work.layout.codec
+        parquet.write_table(table, sink, compression=codec)
         parquet.read_table(pa.BufferReader(sink.getvalue()))
         self._place.read(Ledger(self._place, retry=self._work.retry).name("plan"))
 
@@ -410,7 +411,7 @@ def _names(names: tuple[ClassName, ...]) -> Any:
     if not all(isinstance(name, str) for name in names):
         return _arrow(np.array(names))
     encoded = [str(name).encode() for name in names]
-    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    ends: Any = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
     return pa.StringArray.from_buffers(len(names), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded)))
 
 
@@ -421,9 +422,8 @@ def _arrow(array: np.ndarray) -> Any:
     if array.dtype.kind not in "iuf":
         return pa.array(array)
     held = np.ascontiguousarray(array)
-    return pa.Array.from_buffers(
-        pa.from_numpy_dtype(held.dtype), len(held), [None, pa.py_buffer(held.view(np.uint8))]
-    )
+    values: Any = held.view(np.uint8)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(held.dtype), len(held), [None, pa.py_buffer(values)])
 
 
 def _origin(chunk: Chunk, rows: np.ndarray, *, retry: bool) -> tuple[Any, Any]:

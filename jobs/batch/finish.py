@@ -46,9 +46,9 @@ def count(plan: Plan, commits: Sequence[Commit], place: Place) -> Counts:
             raise _do_not_fit(f"{shard.name} ({shard.place})", each, shard.n_rows)
         if (each.quarantine.rows if each.quarantine else 0) != each.rows_refused:
             raise _do_not_fit(f"{shard.name} ({shard.place})", each, shard.n_rows)
-    for shard, why in damaged_shards(commits, place).items():
+    for name, why in damaged_shards(commits, place).items():
         raise VerificationError(
-            f"{why} ({shard}); no manifest was written",
+            f"{why} ({name}); no manifest was written",
             hint="run the same command again: it makes the shard anew",
         )
     return Counts(

@@ -137,13 +137,14 @@ class _Part:
             if self.writer is None:
                 self.file = _Hashed(self.path)
                 codec: Any = self.layout.codec
-                flat = [field for field in table.schema if not pa.types.is_nested(field.type)]
                 # Measured on ten probabilities a row: 339 ns with both for every column, 113 ns so.
+                flat = [field for field in table.schema if not pa.types.is_nested(field.type)]
+                encoded: Any = [each.name for each in flat if not pa.types.is_floating(each.type)]
                 self.writer = parquet.ParquetWriter(
                     pa.PythonFile(self.file, mode="w"),
                     table.schema,
                     compression=codec,
-                    use_dictionary=[each.name for each in flat if not pa.types.is_floating(each.type)],
+                    use_dictionary=encoded,
                     write_statistics=[each.name for each in flat],
                 )
             self.writer.write_table(table, row_group_size=min(self.layout.row_group_rows, fitting))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.batch.sources import Piece, Reading
@@ -102,6 +102,20 @@ class Plan:
         """Rows of the input; None where they are not known without reading."""
         counts = [shard.n_rows for shard in self.shards]
         return None if None in counts else sum(each for each in counts if each is not None)
+
+    def found_at(self, uri: str, *, files: Sequence[TableFile]) -> Plan:
+        """Give the same plan for an input that has been moved.
+
+        Args:
+            uri: Where it is now.
+            files: The same files, by name, as they lie there.
+        """
+        now = {file.name: file for file in files}
+        shards = tuple(
+            replace(shard, pieces=tuple(replace(each, file=now[each.file.name]) for each in shard.pieces))
+            for shard in self.shards
+        )
+        return replace(self, reading=replace(self.reading, uri=uri), files=tuple(files), shards=shards)
 
     def to_json(self) -> dict[str, Any]:
         """Give the plan as the ledger keeps it."""

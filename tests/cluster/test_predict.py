@@ -100,9 +100,9 @@ def test_the_same_command_again_finds_everything_done_and_another_one_is_refused
     assert (again.run_id, again.rows_out, again.n_resumed) == (first.run_id, 300, 1)
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert after.keys() == files.keys()
+    other = settings(trained.project, tmp_path / "in.parquet", tmp_path / "out", columns=["id"])
     with pytest.raises(ConflictError, match=r"holds another run: columns is \['id'\] and was \[\]"):
-        chosen = settings(trained.project, tmp_path / "in.parquet", tmp_path / "out", columns=["id"])
-        predict(trained.project, chosen)
+        predict(trained.project, other)
     parquet.write_table(lab.table(301), tmp_path / "in.parquet")
     with pytest.raises(ConflictError, match=r"in\.parquet has [\d,]+ bytes and had"):
         predict(trained.project, settings(trained.project, tmp_path / "in.parquet", tmp_path / "out"))
