@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -274,6 +276,33 @@ def _own_project(template: Path, folder: Path) -> Path:
     shutil.copytree(template, folder)
     signing.generate_key(Project.open(folder).signing_key_path())
     return folder
+
+
+@pytest.fixture
+def disk_of(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts disks that hold no more than a size such as 256k."""
+    made: list[Path] = []
+
+    def mount(size: str) -> Path:
+        if os.geteuid() != 0:
+            pytest.skip("only root may mount a small tmpfs; tests/system/test_full_disk.py becomes it")
+        disk = tmp_path / f"disk-{len(made)}"
+        disk.mkdir()
+        words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+        if subprocess.run(words, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a small tmpfs is not permitted here")
+        made.append(disk)
+        return disk
+
+    yield mount
+    for disk in made:  # lazily, because what was written to may still be open
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.fixture
+def small_disk(disk_of: Callable[[str], Path]) -> Path:
+    """A disk of 256 kB."""
+    return disk_of("256k")
 
 
 @pytest.fixture(scope="session")

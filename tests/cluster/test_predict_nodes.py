@@ -19,7 +19,7 @@ from tests.cluster.test_predict_survives import assert_every_row_once, await_com
 
 pytestmark = pytest.mark.timeout(300)
 #: Shards enough for nodes to come and go in the middle.
-N_ROWS, SHARD_ROWS = 1_600_000, 1_000
+N_ROWS, SHARD_ROWS = 800_000, 1_000
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_nodes_that_die_several_times_in_one_run_cost_no_row_and_double_none(
     out = tmp_path / "out"
     nodes = [add_node("spot"), add_node("spot")]
     driver = start(lab, trained, cluster, many, out)
-    for n in (50, 400):
+    for n in (20, 200):
         await_commits(lab, driver, out, n=n)
         cluster.remove_node(nodes.pop(0), allow_graceful=False)  # SIGKILL of everything on it
         nodes.append(add_node("spot"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -17,7 +18,7 @@ from pyarrow import parquet
 
 from jobs.predict import predict
 from jobs.runs import runs
-from kit.errors import UnavailableError, VerificationError
+from kit.errors import DiskFullError, UnavailableError, VerificationError
 from kit.project import Project
 from kit.settings import RunsSettings
 from tests.cluster.test_predict import reference, settings
@@ -193,3 +194,48 @@ def test_a_model_that_was_touched_after_the_start_is_not_loaded(
     assert list((tmp_path / "out").glob("*.parquet")) == []
     result = predict(trained.project, settings(trained.project, tmp_path / "in.parquet", tmp_path / "out"))
     assert result.rows_out == 20
+
+
+def test_a_disk_that_fills_up_keeps_what_is_done_and_more_room_finishes_it(
+    trained: Any, many: Path, disk_of: Callable[[str], Path]
+) -> None:
+    disk = disk_of("3m")
+    out = disk / "out"
+    chosen = settings(trained.project, many, out, **flags())
+    with pytest.raises(DiskFullError, match="is full"):
+        predict(trained.project, chosen)
+    n_done = len(committed(out))
+    assert 0 < n_done < N_MANY // SHARD_ROWS
+    subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+    assert predict(trained.project, chosen).n_resumed == n_done
+    assert_every_row_once(trained.project, out)
+
+
+def test_a_part_that_is_gone_or_cut_off_is_made_anew(
+    lab: Any, trained: Any, tmp_path: Path, many: Path
+) -> None:
+    out = tmp_path / "out"
+    driver = lab.start(trained.project, "predict", given(many, out))
+    await_commits(lab, driver, out, n=20)
+    driver.kill()
+    driver.communicate()
+    (out / "part-00000.parquet").unlink()
+    os.truncate(out / "part-00001.parquet", 100)
+    predict(trained.project, settings(trained.project, many, out, **flags()))
+    assert_every_row_once(trained.project, out)
+
+
+def test_an_input_that_was_moved_with_its_times_is_the_same_input(
+    lab: Any, trained: Any, tmp_path: Path, many: Path
+) -> None:
+    source, out = tmp_path / "before" / many.name, tmp_path / "out"
+    source.parent.mkdir()
+    shutil.copy2(many, source)
+    driver = lab.start(trained.project, "predict", given(source, out))
+    await_commits(lab, driver, out, n=5)
+    driver.kill()
+    driver.communicate()
+    source.parent.rename(tmp_path / "after")
+    moved = tmp_path / "after" / many.name
+    assert predict(trained.project, settings(trained.project, moved, out, **flags())).n_resumed >= 5
+    assert_every_row_once(trained.project, out)

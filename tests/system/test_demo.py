@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+from pyarrow import parquet
 
 ROOT = Path(__file__).parents[2]
 DEVICE_PYTHON = ROOT / ".venv-device" / "bin" / "python"
@@ -77,6 +80,33 @@ def test_the_demo_ends_with_one_table_and_the_report(demo: Demo) -> None:
         assert place in screen
     assert str(demo.project / "report.html") in screen
     assert "<svg" in (demo.project / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_folder_of_images_is_answered_like_the_table_and_a_damaged_one_set_aside(
+    demo: Demo, tmp_path: Path
+) -> None:
+    table = parquet.read_table(demo.project / "data" / "digits.parquet").slice(0, 60)
+    (tmp_path / "in").mkdir()
+    for row, pixels in enumerate(table["image"].to_pylist()):
+        Image.fromarray(np.array(pixels, dtype=np.uint8).reshape(8, 8)).save(
+            tmp_path / "in" / f"{row:02d}.png"
+        )
+    whole = (tmp_path / "in" / "07.png").read_bytes()
+    (tmp_path / "in" / "07.png").write_bytes(whole[:40])
+    words = [sys.executable, "-m", "kit", "predict", "digits", "--project", str(demo.project), "--output"]
+    first = [*words, str(tmp_path / "out"), "--input", str(tmp_path / "in"), "--columns", "file"]
+    subprocess.run([*first, "--max-bad-rows", "1"], check=True, capture_output=True, timeout=120)
+    answers = parquet.read_table(tmp_path / "out")
+    expected = parquet.read_table(demo.project / "predictions")["label"].to_pylist()[:60]
+    assert answers["file"].to_pylist() == [f"{row:02d}.png" for row in range(60) if row != 7]
+    assert answers["label"].to_pylist() == expected[:7] + expected[8:]
+    aside = parquet.read_table(tmp_path / "out" / "_quarantine")
+    assert aside["origin_file"].to_pylist() == ["07.png"]
+    (tmp_path / "in" / "07.png").write_bytes(whole)
+    again = [*words, str(tmp_path / "out"), "--retry-quarantine"]
+    subprocess.run(again, check=True, capture_output=True, timeout=120)
+    answers = parquet.read_table(tmp_path / "out").sort_by("file")
+    assert answers["label"].to_pylist() == expected
 
 
 def test_nothing_of_the_endpoint_is_left_running(demo: Demo) -> None:

@@ -65,17 +65,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     return open_place(str(tmp_path / "out"))
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small tmpfs is not permitted here")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)  # a place keeps its spool folder open
-
-
 def put(place: Place, name: str, data: bytes, *, mark: str | None = None) -> None:
     with spooled(place, name) as path:
         path.write_bytes(data)
