@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.submit import COMMANDS
+from jobs.submit import COMMANDS, value_of
 from kit import __version__
 from kit.errors import InputError, MissingDependencyError, SettingsError, install_line, nearest
 from kit.files import write_atomic
@@ -154,27 +154,16 @@ def _entrypoint(settings: ClusterSettings, *, python: str) -> str:
     if name not in COMMANDS:
         raise InputError(f"{name!r} cannot run as a job", hint=nearest(name, COMMANDS))
     for flag in ("address", "project"):
-        if _value(words, flag) is not None:
+        if value_of(words, flag) is not None:
             raise InputError(f"command names --{flag}, which the cluster knows", hint=f"leave --{flag} out")
     for flag in COMMANDS[name]:
-        value = _value(words, flag)
+        value = value_of(words, flag)
         if value is not None and "://" not in value and not Path(value).is_absolute():
             raise InputError(
                 f"the {flag} {value!r} would lie in the pod and vanish with it",
                 hint="name an s3:// address, or an absolute path on the claim",
             )
     return shlex.join([python, "-m", "kit", name, *words, "--project", settings.folder])
-
-
-def _value(words: Sequence[str], flag: str) -> str | None:
-    """Find the value a command line gives a flag; the last one counts."""
-    found = None
-    for index, word in enumerate(words):
-        if word == f"--{flag}":
-            found = words[index + 1] if index + 1 < len(words) else ""
-        elif word.startswith(f"--{flag}="):
-            found = word.partition("=")[2]
-    return found
 
 
 def _yaml(value: str | Mapping[str, Any]) -> str:

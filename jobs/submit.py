@@ -221,12 +221,12 @@ def _planned(project: Project, settings: SubmitSettings) -> _Job:
         ("address", "a job runs on the cluster it is submitted to"),
         ("project", "a job runs the project it is submitted from"),
     ):
-        if flag in from_file or _value(words, flag) is not None:
+        if flag in from_file or value_of(words, flag) is not None:
             raise InputError(f"{name} names --{flag}, but {why}", hint=f"leave {flag} out of {name}")
     local = is_local(settings.address)
     _check_shared(project, name, local=local)
     for flag, use in COMMANDS[name].items():
-        typed = _value(words, flag)
+        typed = value_of(words, flag)
         value = typed or from_file.get(flag)
         if value is None or "://" in value:
             continue
@@ -276,7 +276,7 @@ def _check_shared(project: Project, name: str, *, local: bool) -> None:
         )
 
 
-def _value(words: Sequence[str], flag: str) -> str | None:
+def value_of(words: Sequence[str], flag: str) -> str | None:
     """Find the value the command line gives a flag; the last one counts."""
     found = None
     for index, word in enumerate(words):

@@ -105,7 +105,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, settled: bool = 
     Raises:
         UnavailableError: The disk is full or the folder cannot be written.
     """
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
@@ -141,7 +141,7 @@ def create_once(path: Path, data: bytes, *, mode: int = 0o644, settled: bool = T
     if os.path.lexists(path):
         return False
     work = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    with _disk_errors(path):
+    with disk_errors(path):
         try:
             write_atomic(work, data, mode=mode, settled=False)
             try:
@@ -190,7 +190,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         UnavailableError: The disk is full or the folder cannot be written.
     """
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
@@ -226,7 +226,13 @@ def sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Say in one sentence what a disk refuses; errors that are not a disk's stay as they are.
+
+    Raises:
+        DiskFullError: It has no room.
+        UnavailableError: The folder cannot be written.
+    """
     try:
         yield
     except OSError as error:

@@ -129,7 +129,9 @@ def test_settings_that_shape_nothing_do_not_make_another_run() -> None:
         "prices": {"spot": 1.0},
         "output": "elsewhere",
     }
-    require_same(again(plan()), plan(**free), output="out")
+    kept, now = again(plan()), plan(**free)
+    require_same(kept, now, output="out")
+    assert now.run_id == kept.run_id
 
 
 def test_every_setting_either_shapes_the_output_or_is_known_not_to() -> None:
@@ -170,7 +172,9 @@ def test_another_model_is_named_with_everything_else_that_differs() -> None:
 def test_an_input_that_lies_elsewhere_with_the_same_files_is_the_same_run() -> None:
     kept = plan("a", "b")
     moved = tuple(replace(each, path=f"/mnt/{each.name}") for each in kept.files)
-    require_same(kept, replace(kept, files=moved), output="out")
+    now = replace(kept, files=moved)
+    require_same(kept, now, output="out")
+    assert now.run_id == kept.run_id
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_what_was_spooled_is_removed_when_writing_it_fails(place: Place, tmp_pat
             path.write_bytes(b"half")
             target.write_bytes(b"more")
 
-    with pytest.raises(UnavailableError, match="cannot be used: Is a directory"):
+    with pytest.raises(UnavailableError, match="cannot be written: Is a directory"):
         write(tmp_path)
     with pytest.raises(DiskFullError, match="is full"):
         write(Path("/dev/full"))

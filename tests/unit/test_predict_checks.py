@@ -37,8 +37,10 @@ def test_outputs_of_which_the_model_has_none_are_refused(outputs: list[str]) -> 
     assert "value" in str(caught.value.hint)
 
 
-def test_outputs_the_model_has_are_accepted() -> None:
+def test_outputs_the_model_has_are_accepted_and_others_are_not() -> None:
     _check_outputs(settings(outputs=["label", "value"]), REGRESSION)
+    with pytest.raises(InputError, match="has no output 'labels'"):
+        _check_outputs(settings(outputs=["labels", "value"]), REGRESSION)
     for signature in (REGRESSION, CLASSES):
         _check_outputs(settings(), signature)
     _check_outputs(settings(columns=["day"], partition_by=["day", "label"]), CLASSES)

@@ -7,7 +7,6 @@ meet at one name the later one compares. It knows names and bytes, nothing of sh
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import re
 import threading
@@ -18,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from kit.errors import ConflictError, DiskFullError, InputError, KitError, SettingsError, UnavailableError
+from kit import files
+from kit.errors import ConflictError, InputError, KitError, SettingsError, UnavailableError
 from kit.s3 import ADDRESS_RULE, shown
 
 #: What a driver holds a place by: in a folder, in a bucket. Neither is among a place's entries.
@@ -194,15 +194,11 @@ def spooled(place: Place, name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Say in one sentence what a disk refuses."""
+    """Say in one sentence what a disk refuses, whatever it is."""
     try:
-        yield
+        with files.disk_errors(path):
+            yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(
-                f"the disk that holds {path} is full; nothing was left half-written",
-                hint="free some space or choose another folder, then run the same command again",
-            ) from error
         raise UnavailableError(
             f"{path} cannot be used: {error.strerror or str(error)[:200] or type(error).__name__}",
             hint="check the folder and the disk",
