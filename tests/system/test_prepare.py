@@ -289,11 +289,11 @@ def test_an_earlier_output_is_replaced_as_a_whole(project: Project) -> None:
 def test_a_full_disk_leaves_the_earlier_output(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     before = run(project, output="prepared").rows
 
-    def full(uri: str, part: str, table: Any) -> None:
-        if part == "test.parquet":
+    def full(path: Path, data: bytes) -> None:
+        if path.name == "test.parquet":
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("jobs.prepare.write_part", full)
+    monkeypatch.setattr("jobs.prepare.write_atomic", full)
     with pytest.raises(UnavailableError, match="is full"):
         run(project, output="prepared")
     folder = project.folder / "prepared"
