@@ -32,7 +32,6 @@ from kit.signature import Signature
 from kit.tables import TableFile
 
 _log = logging.getLogger("kit")
-_SHARD_BYTES = 64 << 20
 _FILES_LOOKED_AT, _ROWS_LOOKED_AT, _LOOK_BYTES = 100, 100, 1 << 20  # before a run starts
 
 
@@ -149,7 +148,7 @@ def planned(
     """
     bare = unread(settings, record, version, source=source, files=files)
     reading = _surveyed(settings, version, source=source, files=files)
-    groups = cut(reading, files, shard_rows=settings.shard_rows, shard_bytes=_SHARD_BYTES)
+    groups = cut(reading, files, shard_rows=settings.shard_rows)
     if not groups:
         raise InputError(f"{source} holds no rows", hint="name a table with rows")
     return replace(bare, reading=reading, shards=make_shards(groups, prefix="", files=files))

@@ -33,10 +33,10 @@ class Fault:
     """Something that goes wrong with requests that fit.
 
     Attributes:
-        kind, only: answer, cut request, cut answer or delay; what "METHOD path" must hold.
+        kind, only: answer, cut request, cut answer or watch; what "METHOD path" must hold.
         n_left: How many requests it still touches; None is all of them.
         until_s: When it ends, by ``time.monotonic``; None is never.
-        status, code, after_bytes, delay_s: What its kind needs.
+        status, code, after_bytes: What its kind needs.
         n_done, happened: How many requests it has touched; set by the first.
     """
 
@@ -47,7 +47,6 @@ class Fault:
     status: int = 0
     code: str = ""
     after_bytes: int = 0
-    delay_s: float = 0.0
     n_done: int = 0
     happened: threading.Event = field(default_factory=threading.Event)
 
@@ -119,9 +118,9 @@ class Faults:
         amount = -1 if after_bytes is None else after_bytes
         return self._add(Fault("cut answer", re.compile(only), times, after_bytes=amount))
 
-    def delay(self, delay_s: float, *, times: int | None = None, only: str = "") -> Fault:
-        """Forward only after a while."""
-        return self._add(Fault("delay", re.compile(only), times, delay_s=delay_s))
+    def watch(self, *, times: int | None = None, only: str = "") -> Fault:
+        """Forward whole, and say that it happened."""
+        return self._add(Fault("watch", re.compile(only), times))
 
     def met(self, seen: Seen) -> Fault | None:
         """Record a request and choose what goes wrong with it."""
@@ -161,8 +160,6 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.kind == "answer":
             self.say(fault.status, {}, f"<Error><Code>{fault.code}</Code></Error>".encode())
             return
-        if fault is not None and fault.kind == "delay":
-            time.sleep(fault.delay_s)
         sent = {name: value for name, value in headers.items() if name not in faults.forgotten_headers}
         with faults.writing if self.command != "GET" else contextlib.nullcontext():
             upstream = http.client.HTTPConnection(faults.upstream, timeout=60)

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 #: Settings a retry shares with its run, or its parts would be another table.
 _SHARED = ("columns", "outputs", "origin", "partition_by", "codec", "row_group_rows")
-_SHARD_BYTES = 64 << 20
 
 
 def prepared(
@@ -112,7 +111,7 @@ def _planned(
             _check_same_rows(corrected, uri, held)
             uri, files = corrected, list_files(corrected)
     reading = replace(original.reading, uri=uri, columns=columns)
-    groups = cut(reading, files, shard_rows=settings.shard_rows, shard_bytes=_SHARD_BYTES)
+    groups = cut(reading, files, shard_rows=settings.shard_rows)
     return Plan(
         model=f"{record.model}@{record.number}",
         digest=record.digest,

@@ -490,7 +490,7 @@ def test_threads_share_a_place(remote: BucketPlace, faults: Faults) -> None:
 def test_the_lease_is_renewed_while_the_block_runs(remote: BucketPlace, faults: Faults) -> None:
     with remote.held():
         written = len([seen for seen in faults.seen if seen.line.startswith("PUT")])
-        renewed = faults.delay(0.0, only="PUT .*lease")
+        renewed = faults.watch(only="PUT .*lease")
         assert renewed.happened.wait(10)
     assert written == 3  # taken, and asked twice whether conditions hold
     assert "kit-lease" not in [thread.name for thread in threading.enumerate()]

@@ -20,7 +20,6 @@ from jobs.batch.sources import (
     Reading,
     Refused,
     cut,
-    first_rows,
     is_text,
     read,
     read_pieces,
@@ -348,7 +347,8 @@ def test_types_follow_from_the_signature_and_kept_columns_from_the_first_rows(tm
         "x": "double",
         "t": "string",
     }
-    assert first_rows(reading, files).to_pylist() == [
+    [(chunk,)] = [[*read_pieces(reading, shard)] for shard in cut(reading, files)]
+    assert chunk.table.to_pylist() == [
         {"f": 1.0, "i": 2, "s": "3", "plz": "01234", "id": 7, "x": 0.5, "t": "2024-01-02"}
     ]
 
@@ -389,17 +389,9 @@ def test_a_table_without_rows_is_refused_unless_it_has_the_columns(tmp_path: Pat
         opened(tmp_path)
     write(table_of(0), tmp_path / "b.parquet")
     reading, files = opened(tmp_path)
-    assert first_rows(reading, files).num_rows == 0
     assert not [
         chunk for shard in cut(reading, files) for chunk in read_pieces(reading, shard) if len(chunk.rows)
     ]
-
-
-def test_the_first_rows_come_from_as_many_files_as_it_takes(tmp_path: Path) -> None:
-    for index in range(3):
-        write(table_of(2), tmp_path / f"{index}.jsonl")
-    reading, files = opened(tmp_path)
-    assert first_rows(reading, files, n_rows=5).column("n").to_pylist() == [0, 1, 0, 1, 0]
 
 
 # the quarantine

@@ -7,7 +7,7 @@ not even be read refuses that row. What a value may be is the signature's busine
 from jobs.batch.sources.cuts import cut
 from jobs.batch.sources.pieces import Chunk, Piece, Reading, Refused, is_text
 from jobs.batch.sources.reading import read, read_pieces
-from jobs.batch.sources.survey import first_rows, survey
+from jobs.batch.sources.survey import survey
 
 __all__ = [
     "Chunk",
@@ -15,7 +15,6 @@ __all__ = [
     "Reading",
     "Refused",
     "cut",
-    "first_rows",
     "is_text",
     "read",
     "read_pieces",

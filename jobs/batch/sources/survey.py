@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.batch.sources.opening import opened
@@ -74,39 +73,6 @@ def survey(
         name = f": {files[0].name} is empty" if files else ""
         raise InputError(f"{uri} holds no rows{name}", hint="name a table with rows")
     return empty
-
-
-def first_rows(reading: Reading, files: Sequence[TableFile], *, n_rows: int = 100) -> pa.Table:
-    """Read the first rows of a table; those that cannot be read are passed over.
-
-    Args:
-        reading: How it is read.
-        files: Its files, sorted.
-        n_rows: At most so many.
-
-    Raises:
-        InputError: A file cannot be read.
-        UnavailableError: S3 does not answer or refuses.
-    """
-    import pyarrow as pa
-
-    from jobs.batch.sources.reading import read
-
-    found: list[pa.Table] = []
-    left = n_rows
-    for file in files:
-        with_bytes = file.size_bytes or file.format == "image"
-        for chunk in read(replace(reading, chunk_bytes=_LOOK_BYTES), Piece(file)) if with_bytes else ():
-            found.append(chunk.table.slice(0, left))
-            left -= found[-1].num_rows
-            if not left:
-                break
-        if not left:
-            break
-    with_rows = [table for table in found if table.num_rows] or found[:1]
-    if not with_rows:
-        return pa.table({name: pa.nulls(0) for name in reading.columns})
-    return pa.concat_tables(with_rows, promote_options="permissive")
 
 
 def _look_at_types(
