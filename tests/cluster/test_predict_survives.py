@@ -63,6 +63,14 @@ def await_commits(lab: Any, driver: subprocess.Popen[str], output: Path, *, n: i
     assert driver.poll() is None, driver.communicate()[1]
 
 
+def kill_driver(lab: Any, project: Project, settings: dict[str, Any], *, n: int) -> None:
+    """Start a run and kill its driver once so many shards are committed."""
+    driver = lab.start(project, "predict", settings)
+    await_commits(lab, driver, Path(settings["output"]), n=n)
+    driver.kill()
+    driver.communicate()
+
+
 def assert_every_row_once(project: Project, output: Path, *, n_rows: int = N_MANY) -> None:
     assert parquet.read_table(output)["id"].to_pylist() == list(range(n_rows))
     assert runs(project, RunsSettings(action="verify", output=str(output))).wrong == ()
@@ -209,10 +217,7 @@ def test_a_part_that_is_gone_or_cut_off_is_made_anew(
     lab: Any, trained: Any, tmp_path: Path, many: Path
 ) -> None:
     out = tmp_path / "out"
-    driver = lab.start(trained.project, "predict", given(many, out))
-    await_commits(lab, driver, out, n=20)
-    driver.kill()
-    driver.communicate()
+    kill_driver(lab, trained.project, given(many, out), n=20)
     (out / "part-00000.parquet").unlink()
     os.truncate(out / "part-00001.parquet", 100)
     predict(trained.project, settings(trained.project, many, out, **flags()))
@@ -226,10 +231,7 @@ def test_an_input_that_was_moved_with_its_times_is_the_same_input(
     source, out = tmp_path / "before" / many.name, tmp_path / "out"
     source.parent.mkdir()
     shutil.copy2(many, source)
-    driver = lab.start(trained.project, "predict", given(source, out))
-    await_commits(lab, driver, out, n=5)
-    driver.kill()
-    driver.communicate()
+    kill_driver(lab, trained.project, given(source, out), n=5)
     source.parent.rename(tmp_path / "after")
     moved = tmp_path / "after" / many.name
     assert predict(trained.project, settings(trained.project, moved, out, **flags())).n_resumed >= 5
