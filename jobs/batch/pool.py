@@ -21,6 +21,7 @@ from kit.errors import UnavailableError
 _log = logging.getLogger("kit")
 _LOOK_S = 1.0
 _MAX_FAILED_STARTS = 3
+_FIRST_PAUSE_S = 2.0
 
 
 @dataclass(eq=False)
@@ -34,6 +35,8 @@ class Member:
         shards: Names of the shards it works on.
         leaving: Whether its node is about to go.
         since_s: When it was ready, in seconds since 1970.
+        attempt: How many starts in a row had failed when it was asked for.
+        nodes: The nodes that were there then.
     """
 
     handle: Any
@@ -42,6 +45,8 @@ class Member:
     shards: set[str] = field(default_factory=set)
     leaving: bool = False
     since_s: float = 0.0
+    attempt: int = 0
+    nodes: frozenset[str] = frozenset()
 
 
 class Pool:
@@ -60,6 +65,7 @@ class Pool:
         self.stays: list[Stay] = []
         self.restarts = 0
         self._failed_starts = 0
+        self._start_again_s = float("-inf")
         self._looked_s = float("-inf")
         self._alive: dict[str, dict[str, Any]] = {}
 
@@ -77,8 +83,8 @@ class Pool:
             self.dismiss(member)
         staying = sum(not each.leaving for each in self.members)
         wanted = max(1, min(self._workers or self._room(), shards_left))
-        for _ in range(wanted - staying):
-            self.members.append(self._start())
+        if time.monotonic() >= self._start_again_s:
+            self.members.extend(self._start() for _ in range(wanted - staying))
         starting = [each for each in self.members if each.ready is None]
         for member in starting[: max(staying - wanted, 0)]:  # waits for room that no shard needs any more
             self.dismiss(member)
@@ -118,12 +124,7 @@ class Pool:
         gone = member.ready is not None and member.ready.node not in self._alive
         self.restarts += 1
         if member.ready is None:
-            self._failed_starts += 1
-            if self._failed_starts >= _MAX_FAILED_STARTS:
-                raise UnavailableError(
-                    f"{_MAX_FAILED_STARTS} workers in a row died while they loaded the model",
-                    hint="give them more memory, or set workers to fewer",
-                )
+            self._start_failed(member)
         self.dismiss(member)
         self._looked_s = float("-inf")
         return gone or member.leaving
@@ -170,6 +171,22 @@ class Pool:
                 member.leaving = True
                 _log.info("node %s is about to go; its worker gets no new shard", member.ready.node[:8])
 
+    def _start_failed(self, member: Member) -> None:
+        """Count a death before the model was loaded, unless a node took the actor with it.
+
+        Ray learns some seconds after its workers' deaths that a node is gone, and gives it actors until then. So
+        actors asked for together count once, and there is a pause before others are asked for.
+        """
+        if member.attempt != self._failed_starts or not member.nodes <= self._alive.keys():
+            return
+        self._failed_starts += 1
+        if self._failed_starts >= _MAX_FAILED_STARTS:
+            raise UnavailableError(
+                f"workers died {_MAX_FAILED_STARTS} times in a row while they loaded the model",
+                hint="give them more memory, or set workers to fewer",
+            )
+        self._start_again_s = time.monotonic() + _FIRST_PAUSE_S * 2 ** (self._failed_starts - 1)
+
     def _room(self) -> int:
         resource, each = ("GPU", self._gpus) if self._gpus else ("CPU", float(self._threads))
         total = sum(node["Resources"].get(resource, 0.0) for node in self._alive.values())
@@ -188,7 +205,8 @@ class Pool:
             }
         actor: Any = ray.remote(ShardActor).options(**options)
         handle = actor.remote(self._work)
-        return Member(handle, handle.prepare.remote())
+        nodes = frozenset(self._alive)
+        return Member(handle, handle.prepare.remote(), attempt=self._failed_starts, nodes=nodes)
 
 
 class Blame:

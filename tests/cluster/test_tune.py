@@ -532,6 +532,7 @@ def test_a_terminal_shows_a_table_of_the_trials_while_they_run(forest: tuple[str
     assert "max_depth" in shown
 
 
+@pytest.mark.timeout(600)  # three trials of three processes each, that all import torch
 def test_trials_of_two_workers_run_after_one_that_was_stopped(
     lab: Any, trained: Any, tmp_path: Path, shared_ray: str
 ) -> None:
