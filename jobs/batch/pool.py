@@ -174,8 +174,8 @@ class Pool:
     def _start_failed(self, member: Member) -> None:
         """Count a death before the model was loaded, unless a node took the actor with it.
 
-        Ray learns some seconds after its workers' deaths that a node is gone, and gives it actors until then. So
-        actors asked for together count once, and there is a pause before others are asked for.
+        Ray learns some seconds after its workers' deaths that a node is gone, and gives it actors until then.
+        So actors asked for together count once, and there is a pause before others are asked for.
         """
         if member.attempt != self._failed_starts or not member.nodes <= self._alive.keys():
             return

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from kit.errors import GateError, InputError, ProjectError
-from kit.signature import Signature, Tensors, TensorSpec
+from kit.signature import DTYPES, Signature, Tensors, TensorSpec
 
 # Beyond this a network overflows, and an exporter may reorder arithmetic (a normalisation folded into the
 # layer before it), so that one side gives infinity or NaN where the other still gives a number.
 _OVERFLOW = 1e30
+_FLOAT16_MAX = 65504.0
 
 _HINT = (
     "replace the preprocessing step or layer that differs; if such values cannot occur, bound the input "
@@ -270,11 +271,13 @@ def _strange(spec: TensorSpec) -> Sequence[object]:
         return [False, True]
     low = -np.inf if spec.minimum is None else spec.minimum
     high = np.inf if spec.maximum is None else spec.maximum
-    if spec.dtype in ("int32", "int64", "uint8"):
+    if DTYPES[spec.dtype].kind in "iu":
         info = np.iinfo(spec.dtype)
         # beyond 2^24 float32, in which preprocessing computes, no longer holds every integer
         edges = (low, high, 0, 1, -1, 255, 2**24, -(2**24))
         return sorted({int(v) for v in edges if low <= v <= high and info.min <= v <= info.max})
+    if spec.dtype == "float16":
+        low, high = max(low, -_FLOAT16_MAX), min(high, _FLOAT16_MAX)
     bounds = [bound for bound in (spec.minimum, spec.maximum) if bound is not None]
     numbers: list[object] = [_inside(value, spec) for value in bounds]
     numbers += [value for value in STRANGE_NUMBERS if low <= np.float32(value) <= high]

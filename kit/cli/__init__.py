@@ -179,13 +179,14 @@ def _call(command: Command, parsed: argparse.Namespace) -> Any:
 
 #: The extras, and the packages for which a command may find them missing.
 _EXTRAS: dict[str, str] = {
-    "cluster": "boto3 httpx jinja2 matplotlib onnx onnxruntime onnxscript optuna orjson pandas PIL pyarrow "
-    "ray skl2onnx sklearn torch torch_pruning",
+    "cluster": "boto3 grpc httpx jinja2 jwt limits matplotlib onnx onnxruntime onnxscript optuna orjson "
+    "pandas PIL pyarrow ray skl2onnx sklearn torch torch_pruning",
     "boosting": "lightgbm onnxmltools xgboost",
     "explain": "shap",
     "mlflow": "mlflow",
     "export": "ai_edge_quantizer litert_torch nncf",
     "openvino": "openvino",
+    "redis": "redis",
 }
 
 

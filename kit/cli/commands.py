@@ -100,11 +100,25 @@ COMMANDS: tuple[Command, ...] = (
     Command("runs", "list, verify and clean batch runs", "RunsSettings", "jobs.runs:runs", "running:runs"),
     Command(
         "serve",
-        "serve a model over HTTP",
+        "serve models over HTTP and gRPC",
         "ServeSettings",
         "kit.cli.serving:serve",
         "running:serve",
         announces=True,
+    ),
+    Command(
+        "release",
+        "move an endpoint's traffic between versions",
+        "ReleaseSettings",
+        "serve.releases.command:release",
+        "releasing:release",
+    ),
+    Command(
+        "access",
+        "make and revoke keys of endpoints",
+        "AccessSettings",
+        "serve.guards.access:access",
+        "access:access",
     ),
     Command("query", "ask an endpoint", "QuerySettings", "kit.query:query", "running:query"),
     Command(

@@ -33,8 +33,8 @@ from kit.settings.running import (
     ModelsSettings,
     QuerySettings,
     ReportSettings,
-    ServeSettings,
 )
+from kit.settings.serving import AccessSettings, ReleaseSettings, ServeSettings
 from kit.settings.training import (
     CompressSettings,
     ModelSettings,
@@ -133,6 +133,7 @@ class ProjectFile(Settings):
 
 __all__ = [
     "COMMAND_SECTIONS",
+    "AccessSettings",
     "ClusterSettings",
     "CommandSettings",
     "CompressSettings",
@@ -157,6 +158,7 @@ __all__ = [
     "ProjectSettings",
     "QuerySettings",
     "RangeSettings",
+    "ReleaseSettings",
     "ReportSettings",
     "RuleSettings",
     "RunsSettings",

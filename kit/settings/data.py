@@ -18,9 +18,21 @@ class InputSettings(Settings):
     """One model input: a tensor and the table columns it is made of."""
 
     name: str = Field(min_length=1, description="Name of the tensor.")
-    dtype: Literal["float32", "float64", "int64", "int32", "uint8", "bool", "string"] = Field(
-        default="float32", description="Type of its values."
-    )
+    dtype: Literal[
+        "float32",
+        "float64",
+        "float16",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint64",
+        "uint32",
+        "uint16",
+        "uint8",
+        "bool",
+        "string",
+    ] = Field(default="float32", description="Type of its values.")
     shape: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         default=None, strict=False, description="Shape of one row; [number of columns] when left out."
     )
@@ -48,7 +60,7 @@ class InputSettings(Settings):
             )
         if self.dtype in ("string", "bool") and (self.minimum, self.maximum) != (None, None):
             raise ValueError(f"input {self.name!r}: a {self.dtype} has no minimum or maximum")
-        if self.nullable and self.dtype not in ("float32", "float64", "string"):
+        if self.nullable and self.dtype not in ("float32", "float64", "float16", "string"):
             raise ValueError(
                 f"input {self.name!r}: {self.dtype} cannot hold missing values; use float32 or string"
             )

@@ -1,12 +1,12 @@
-"""Settings of the commands that run, serve and ship a version, and of the small ones around them."""
+"""Settings of the commands that ask for and ship a version, and of the small ones around them."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from kit.settings.fields import CommandSettings, EngineName, TargetName, Threads, argument, path
+from kit.settings.fields import CommandSettings, TargetName, argument, path
 
 
 class InitSettings(CommandSettings):
@@ -39,35 +39,6 @@ class ModelsSettings(CommandSettings):
         default=None, description="Digest the alias must stand on now, or the move is refused."
     )
     gates: bool = Field(default=True, description="Whether promoting to champion asks the gates.")
-
-
-class ServeSettings(CommandSettings):
-    """Serve a model over HTTP until interrupted."""
-
-    model: str = argument("Model version: digits, digits@champion, digits@3.", min_length=1)
-    host: str = Field(default="127.0.0.1", description="Address to listen on.")
-    port: int = Field(default=8000, ge=1, le=65535, description="Port to listen on.")
-    replicas: int = Field(default=1, ge=1, le=1024, description="Replicas of the endpoint.")
-    engine: EngineName = Field(default="onnxruntime", description="What runs the model.")
-    threads: Threads = Field(default=1, description="Engine threads per replica; 0 is the engine's choice.")
-    max_body_mb: float = Field(default=16, gt=0, le=1024, description="Largest request body, in MB.")
-    max_ongoing_requests: int = Field(
-        default=256, ge=1, le=1 << 16, description="Requests one replica holds at a time."
-    )
-    auth: Literal["key", "none"] = Field(
-        default="key", description="key asks for the endpoint's key; none answers this machine alone."
-    )
-    ingress: Literal["auto", "haproxy", "python"] = Field(
-        default="auto", description="HTTP proxy of Ray Serve; auto is haproxy where it is installed."
-    )
-
-    @model_validator(mode="after")
-    def _closed_by_default(self) -> ServeSettings:
-        if self.auth == "none" and self.host not in ("127.0.0.1", "localhost", "::1"):
-            raise ValueError(
-                f"host {self.host!r} is reachable from outside and auth is 'none'; use auth = 'key'"
-            )
-        return self
 
 
 class QuerySettings(CommandSettings):

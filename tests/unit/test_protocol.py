@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit import errors
-from kit.errors import InputError, KitError, NotFoundError
+from kit.errors import InputError, KitError
 from kit.signature import Signature, TensorSpec
-from kit.wire import DATATYPES, decode_tensor, dtype_of, encode_tensor
-from serve import protocol
-from serve.endpoint import Guard
-from serve.protocol import Card, InferRequest, MethodError, Routes, encode_answer, encode_error, parse_infer
+from serve.protocol import (
+    Card,
+    InferRequest,
+    encode_answer,
+    encode_error,
+    parse_infer,
+    priority_of,
+    timeout_s_of,
+)
+from serve.protocol.plan import plan_of, request_of
 
 SIGNATURE = Signature(
     "classification",
@@ -36,8 +41,15 @@ X = {"name": "x", "datatype": "FP32", "shape": [2, 2, 2], "data": [1, 2.5, 3, 4,
 KIND = {"name": "kind", "datatype": "BYTES", "shape": [2, 1], "data": ["a", "b"]}
 
 
+PLAIN = Signature(
+    "regression",
+    (TensorSpec("x", "float32", (-1, 3), minimum=-5, maximum=1e6), TensorSpec("n", "int16", (-1,))),
+    (TensorSpec("value", "float32", (-1,)),),
+)
+
+
 def parse(value: object) -> InferRequest:
-    return parse_infer(json.dumps(value).encode(), SIGNATURE)
+    return parse_infer(json.dumps(value).encode()).decode(SIGNATURE)
 
 
 def request(**changes: Any) -> dict[str, Any]:
@@ -85,6 +97,10 @@ def test_null_where_none_may_be_names_the_row() -> None:
         ({"data": [1e39, 2, 3, 4, 5, 6, 7, 8]}, "input 'x', row 0: infinity is not allowed"),
         ({"dtype": "FP32"}, "unknown key 'dtype'"),
         ({"parameters": []}, "'parameters' of .* are a list, not an object"),
+        ({"parameters": 1}, "'parameters' of .* are a number, not an object"),
+        ({"parameters": {"binary_data_size": 4}}, "has both 'data' and binary_data_size"),
+        ({"parameters": {"binary_data_size": "4"}}, "is not a number of bytes"),
+        ({"parameters": {"shared_memory_region": "r"}}, "shared memory, which is not read here"),
         ({"name": "y"}, "'y' is not an input of this model"),
         ({"name": 1}, "is not a string"),
     ],
@@ -101,13 +117,26 @@ def test_a_wrong_tensor_is_named(changes: dict[str, Any], sentence: str) -> None
         ({}, "the request has no 'inputs'"),
         ({"inputs": []}, "'inputs' must be a list of at least one object"),
         ({"inputs": {}}, "'inputs' must be a list"),
-        ({"inputs": [1]}, "entry 0 of 'inputs' is a number"),
+        ({"inputs": [1]}, "entry 0 of 'inputs' is not an object"),
+        ({"inputs": [X, 1]}, "entry 1 of 'inputs' is a number"),
         ({"inputs": [X]}, "input 'kind' is missing"),
         ({"inputs": [X, X, KIND]}, "input 'x' is there twice"),
         ({"inputs": [X, {**KIND, "shape": [1, 1], "data": ["a"]}]}, "differ in their number of rows"),
         ({**request(), "input": []}, "unknown key 'input'"),
         ({**request(), "id": 7}, "'id' is not a string"),
         ({**request(), "parameters": 1}, "are a number, not an object"),
+        ({**request(), "parameters": {"a": []}}, "parameter 'a' is not a string"),
+        ({**request(), "parameters": {"priority": -1}}, "parameter 'priority' is '-1'"),
+        ({**request(), "parameters": {"timeout": 1.5}}, "parameter 'timeout' is '1.5'"),
+        ({**request(), "parameters": {"sequence_id": 7}}, "sequences of requests are not kept"),
+        ({**request(), "parameters": {"binary_data_output": 1}}, "is not true or false"),
+        (
+            {**request(), "outputs": [{"name": "label", "parameters": {"binary_data": 1}}]},
+            "not true or false",
+        ),
+        ({**request(), "outputs": [{"name": "label", "parameters": {"classification": 3}}]}, "into classes"),
+        ({**request(), "outputs": {}}, "'outputs' must be a list"),
+        ({**request(), "outputs": [1]}, "entry 0 of 'outputs'"),
         ({**request(), "outputs": []}, "'outputs' must be a list of at least one object"),
         ({**request(), "outputs": [{"name": "lable"}]}, "'lable' is not an output of this model"),
         ({**request(), "outputs": [{"name": "label"}, {"name": "label"}]}, "output 'label' is there twice"),
@@ -120,11 +149,57 @@ def test_a_wrong_request_is_refused(value: object, sentence: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b'{"inputs": [NaN]}', b'{"a": "\\ud800"}', b"null"]
+    "body",
+    [
+        *(b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b'{"a": "\\ud800"}', b"null", b"\xef\xbb\xbf{}"),
+        *(
+            b'{"inputs": [NaN]}',
+            b'{"inputs": [Infinity]}',
+            b'{"inputs": [-Infinity]}',
+            b'{"inputs": [1e999]}',
+        ),
+        *(b'{"inputs": [' + b"9" * 5000 + b"]}", b'{"inputs": [0x10]}', b'{"inputs": [010]}', b"{} {}"),
+    ],
 )
 def test_bytes_that_are_no_request_are_refused(body: bytes) -> None:
     with pytest.raises(InputError):
-        parse_infer(body, SIGNATURE)
+        parse_infer(body).decode(SIGNATURE)
+
+
+@pytest.mark.parametrize(
+    "body,name",
+    [
+        (b'{"inputs": [{"name": "x"}], "inputs": [{"name": "x"}]}', "inputs"),
+        (b'{"id": "a:b", "id": "a:b", "inputs": [{"name": "x"}]}', "id"),
+        (b'{"inputs": [{"name": "x", "data": [], "data": [1]}]}', "data"),
+        (b'{"inputs": [{"name": "x"}, {"name": "y", "name": "x"}]}', "name"),
+        (b'{"inputs": [{"name": "x", "parameters": {"a": 1, "a": 2}}]}', "a"),
+        (b'{"inputs": [{"name": "x"}], "outputs": [{"name": "l", "name": "l"}]}', "name"),
+        (b'{"parameters": {"u": ":", "u": ""}, "inputs": [{"name": "x"}]}', "u"),
+        (b'{"parameters": {"\\u003a": ":"}, "id": "", "\\u0069d": "", "inputs": [{"name": "x"}]}', "id"),
+        (b'{"inputs": [{"name": "x", "data": [{"k": 1, "k": 2}]}]}', "k"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(body: bytes, name: str) -> None:
+    with pytest.raises(InputError, match=f"the key '{name}' is there twice"):
+        parse_infer(body)
+
+
+@pytest.mark.parametrize("colons", [":", "a:b::", "\\u003a", '\\":\\"'])
+def test_colons_in_strings_are_no_keys(colons: str) -> None:
+    body = b'{"id": "%s", "parameters": {"%s": "%s"}, "inputs": [{"name": "x"}]}' % ((colons.encode(),) * 3)
+    assert parse_infer(body).id == json.loads(f'"{colons}"')
+
+
+@given(st.dictionaries(st.text(max_size=4), st.text(max_size=4), max_size=4), st.text(max_size=9))
+def test_no_request_without_equal_keys_is_taken_for_one_with_them(
+    parameters: dict[str, str], identity: str
+) -> None:
+    parameters = {f"p{name}": value for name, value in parameters.items()}
+    value = {"id": identity, "parameters": parameters, "inputs": [X, KIND]}
+    for ascii_only in (True, False):
+        body = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "ignore")
+        assert parse_infer(body).parameters == parameters
 
 
 def test_nesting_as_deep_as_the_parser_allows_is_refused() -> None:
@@ -139,7 +214,19 @@ def test_nesting_as_deep_as_the_parser_allows_is_refused() -> None:
 @given(st.binary(max_size=200))
 def test_no_bytes_end_in_a_traceback(body: bytes) -> None:
     with pytest.raises(InputError):
-        parse_infer(body, SIGNATURE)
+        parse_infer(body).decode(SIGNATURE)
+
+
+@given(st.data())
+def test_a_request_with_a_byte_changed_or_lost_is_read_or_refused(data: st.DataObject) -> None:
+    body = bytearray(json.dumps({**request(), "id": "a", "parameters": {"k": 1}}).encode())
+    place = data.draw(st.integers(0, len(body) - 1))
+    if data.draw(st.booleans()):
+        body[place] = data.draw(st.integers(0, 255))
+    else:
+        del body[place:]
+    with contextlib.suppress(InputError):
+        parse_infer(bytes(body)).decode(SIGNATURE)
 
 
 JSON = st.recursive(
@@ -152,11 +239,61 @@ JSON = st.recursive(
 @given(st.sampled_from(["name", "datatype", "shape", "data", "parameters"]), JSON)
 def test_no_value_in_a_tensor_ends_in_a_traceback(key: str, value: object) -> None:
     reply = None
-    try:
-        parse(request(**{key: value}))
-    except KitError as error:
-        reply = encode_error(error)
-    assert reply is None or reply.status == 400
+    for changed in (request(**{key: value}), {**request(), key: value}, {**request(), "outputs": value}):
+        try:
+            parse(changed)
+        except KitError as error:
+            reply = encode_error(error)
+        assert reply is None or reply.status == 400
+
+
+NUMBERS = st.integers(-6, 70000) | st.floats(allow_nan=False, allow_infinity=False, width=32) | st.none()
+
+
+@given(st.lists(NUMBERS | st.booleans(), min_size=1, max_size=8), st.integers(1, 3), st.booleans())
+def test_the_fast_way_reads_what_the_slow_way_reads(values: list[Any], n_rows: int, nested: bool) -> None:
+    data: list[Any] = [values[i : i + 3] for i in range(0, len(values), 3)] if nested else values
+    sent = {
+        "inputs": [
+            {"name": "x", "datatype": "FP32", "shape": [n_rows, 3], "data": data},
+            {"name": "n", "datatype": "INT16", "shape": [n_rows], "data": values[:n_rows]},
+        ]
+    }
+
+    def read(extra: dict[str, Any]) -> str:
+        for entry in sent["inputs"]:
+            entry.update(extra)
+        try:
+            decoded = parse_infer(json.dumps(sent).encode()).decode(PLAIN)
+            return repr((decoded.n_rows, {name: (a.dtype, a.tolist()) for name, a in decoded.inputs.items()}))
+        except InputError as error:
+            return f"{error.message}; {error.hint}"
+
+    assert read({}) == read({"parameters": {}})
+
+
+def test_inputs_come_in_the_signatures_order() -> None:
+    assert list(parse({"inputs": [KIND, X]}).inputs) == ["x", "kind"]
+    assert parse({"inputs": [KIND, X]}).n_rows == 2
+
+
+def test_null_is_as_good_as_nothing_for_what_is_optional() -> None:
+    inputs = [{**X, "parameters": None}, {**KIND, "parameters": None}]
+    read = parse({"id": None, "parameters": None, "outputs": None, "inputs": inputs, "model_name": "any"})
+    assert (read.id, len(read.outputs)) == (None, 3)
+
+
+def test_parameters_nobody_knows_are_kept_for_sticky_releases() -> None:
+    raw = parse_infer(json.dumps({**request(), "parameters": {"user": "u7", "n": 7, "b": True}}).encode())
+    assert [raw.field(name) for name in ("user", "n", "b", "absent")] == ["u7", "7", "true", None]
+
+
+def test_priority_and_timeout_are_read_in_the_protocols_units() -> None:
+    raw = parse_infer(json.dumps({**request(), "parameters": {"priority": 2, "timeout": 1500}}).encode())
+    assert (priority_of(raw.parameters), timeout_s_of(raw.parameters)) == (2, 0.0015)
+    assert priority_of({"priority": 10**30}) == 1 << 16
+    bare = parse_infer(json.dumps(request()).encode())
+    assert (priority_of(bare.parameters), timeout_s_of(bare.parameters)) == (0, None)
 
 
 def test_the_answer_carries_id_model_and_the_outputs_asked_for_in_that_order() -> None:
@@ -178,137 +315,28 @@ def test_the_answer_carries_id_model_and_the_outputs_asked_for_in_that_order() -
     }
 
 
-@pytest.mark.parametrize("dtype", list(DATATYPES))
-def test_every_dtype_survives_the_way_there_and_back(dtype: str) -> None:
-    arrays: dict[str, np.ndarray] = {
-        "float32": np.array([[0.1, np.nan], [1e-45, -3.4e38]], dtype=np.float32),
-        "float64": np.array([[0.1, np.nan], [5e-324, 1.7e308]]),
-        "int64": np.array([[-(2**63), 2**63 - 1], [0, 1]]),
-        "int32": np.array([[-(2**31), 2**31 - 1], [0, 1]], dtype=np.int32),
-        "uint8": np.array([[0, 255], [1, 2]], dtype=np.uint8),
-        "bool": np.array([[True, False], [False, True]]),
-        "string": np.array([["ä", ""], ["\U0001f600", "\0"]], dtype=object),
+def test_an_answer_says_what_else_is_to_be_known() -> None:
+    tensors = {"x": np.zeros((1, 2, 2), np.float32), "kind": np.array([["a"]], dtype=object)}
+    asked = request_of(SIGNATURE, tensors, identity=None)
+    answers = {
+        "label": np.array([1]),
+        "probabilities": np.array([[0.5, 0.5], [0.0, 0.0]], dtype=np.float32)[::2],
+        "logits": np.zeros((1, 2, 2), dtype=np.float32)[:, :, 1],
     }
-    spec = TensorSpec("t", dtype, (-1, 2))
-    reply = encode_answer(InferRequest(None, {}, (spec,)), CARD, {"t": arrays[dtype]})
-    back = decode_tensor(spec, json.loads(reply.body)["outputs"][0], kind="output")
-    np.testing.assert_array_equal(back, arrays[dtype])
-    assert (back.dtype, dtype_of(DATATYPES[dtype])) == (arrays[dtype].dtype, dtype)
+    value = json.loads(encode_answer(asked, CARD, answers, parameters={"fallback": "version"}).body)
+    assert value["parameters"] == {"fallback": "version"}
+    assert [output["data"] for output in value["outputs"]] == [[1], [0.5, 0.5], [0.0, 0.0]]
 
 
-@pytest.mark.parametrize("dtype,value", [("uint8", 256), ("uint8", -1), ("int32", 2**31), ("int64", 2**63)])
-def test_a_number_that_does_not_fit_is_named(dtype: str, value: int) -> None:
-    spec = TensorSpec("n", dtype, (-1,))
-    with pytest.raises(InputError, match=f"input 'n', row 1: {value} does not fit"):
-        decode_tensor(spec, {**encode_tensor(spec, np.zeros(2)), "data": [0, value]}, kind="input")
+def test_strings_are_answered_as_they_are() -> None:
+    signature = Signature("regression", PLAIN.inputs, (TensorSpec("word", "string", (-1, 2)),))
+    tensors = {"x": np.zeros((1, 3), np.float32), "n": np.zeros(1, np.int16)}
+    asked = request_of(signature, tensors, identity='"\u00e4')
+    card = Card("words", 1, "", "onnxruntime", signature)
+    reply = encode_answer(asked, card, {"word": np.array([["\u00e4", '"']], dtype=object)})
+    value = json.loads(reply.body)
+    assert (value["id"], value["outputs"][0]["data"]) == ('"\u00e4', ["\u00e4", '"'])
 
 
-ODD = (
-    *(0, 1, -1, 2, 3.0, -0.0, 1.5, 255, 256, 2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64, 10**30, 10**400),
-    *(1e30, 1e300, 3e38, True, False, None, "", "3", "true", {}),
-)
-
-
-@pytest.mark.parametrize("nullable", [False, True])
-@pytest.mark.parametrize("dtype", sorted(DATATYPES))
-@pytest.mark.parametrize("value", ODD, ids=lambda value: repr(value)[:12])
-def test_a_row_and_a_request_follow_one_rule(dtype: str, value: object, nullable: bool) -> None:
-    spec = TensorSpec("n", dtype, (-1,), columns=("n",), nullable=nullable)
-    signature = Signature("regression", (spec,), ())
-    sane = {"string": "a", "bool": True}.get(dtype, 1)
-
-    def answer(read: Callable[[], Any]) -> list[Any] | type[KitError]:
-        try:
-            return read()["n"].tolist()
-        except InputError:
-            return InputError
-
-    body = {"name": "n", "datatype": DATATYPES[dtype], "shape": [2], "data": [sane, value]}
-    asked = answer(lambda: signature.validate({"n": decode_tensor(spec, body, kind="input")}))
-    read = answer(lambda: signature.from_rows([{"n": sane}, {"n": value}]))
-    assert repr(asked) == repr(read)
-
-
-@pytest.mark.parametrize(
-    "method,path,kind",
-    [
-        ("GET", "/v2", "server"),
-        ("GET", "/v2/health/live", "live"),
-        ("GET", "/v2/health/ready", "ready"),
-        ("GET", "/v2/models/digits", "model"),
-        ("GET", "/v2/models/digits/ready", "model_ready"),
-        ("GET", "/v2/models/digits/versions/3", "model"),
-        ("GET", "/v2/models/digits/versions/3/ready", "model_ready"),
-        ("POST", "/v2/models/digits/infer", "infer"),
-        ("POST", "/v2/models/digits/versions/3/infer", "infer"),
-    ],
-)
-def test_each_path_of_the_protocol_is_known(method: str, path: str, kind: str) -> None:
-    assert Routes([CARD]).find(method, path).kind == kind
-
-
-@pytest.mark.parametrize(
-    "path,sentence",
-    [
-        ("/v2/models/digit", "model 'digit' is not served here"),
-        ("/v2/models/digits/versions/4/infer", "version '4' of model 'digits' is not served here"),
-        ("/v2/models/digits/config", "there is nothing at"),
-        ("/v2/", "there is nothing at"),
-        ("", "there is nothing at"),
-    ],
-)
-def test_an_unknown_path_says_which_part_is_unknown(path: str, sentence: str) -> None:
-    with pytest.raises(NotFoundError, match=sentence):
-        Routes([CARD]).find("GET", path)
-
-
-def test_a_wrong_method_names_the_right_one() -> None:
-    with pytest.raises(MethodError) as refused:
-        Routes([CARD]).find("GET", "/v2/models/digits/infer")
-    reply = encode_error(refused.value)
-    assert (reply.status, dict(reply.headers)) == (405, {b"allow": b"POST"})
-
-
-def test_a_bug_is_500_and_says_nothing_of_itself() -> None:
-    reply = encode_error(ZeroDivisionError("secret path"))
-    assert (reply.status, b"secret" in reply.body) == (500, False)
-
-
-def test_every_error_of_the_kit_has_a_status() -> None:
-    kinds = [kind for module in (errors, protocol) for kind in vars(module).values() if _is_error(kind)]
-    statuses = {kind.__name__: encode_error(kind("sentence")).status for kind in kinds}
-    assert statuses["NotFoundError"] == 404
-    assert statuses["InputError"] == statuses["SettingsError"] == 400
-    assert statuses["VerificationError"] == 500
-    assert set(statuses.values()) == {400, 401, 403, 404, 405, 413, 500, 503}
-
-
-def _is_error(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, KitError)
-
-
-def scope(client: str, *, path: str = "/v2", authorization: str | None = None) -> dict[str, Any]:
-    headers = [(b"authorization", authorization.encode())] if authorization else []
-    return {"path": path, "client": (client, 1234), "headers": headers}
-
-
-def test_without_a_key_only_this_machine_is_answered() -> None:
-    guard = Guard(key_sha256=None, local_addresses=frozenset({"10.0.0.5"}))
-    for client in ("127.0.0.1", "::1", "10.0.0.5"):
-        guard.admit(scope(client))
-    for client in ("10.0.0.6", "127.0.0.1.example", ""):
-        with pytest.raises(protocol.ForbiddenError):
-            guard.admit(scope(client))
-    with pytest.raises(protocol.ForbiddenError):
-        guard.admit({"path": "/v2/health/live", "client": None, "headers": []})
-
-
-def test_with_a_key_everybody_needs_it_except_for_health() -> None:
-    digest = "2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683"  # of b"key"
-    guard = Guard(key_sha256=digest, local_addresses=frozenset())
-    guard.admit(scope("10.0.0.6", authorization="Bearer key"))
-    guard.admit(scope("10.0.0.6", path="/v2/health/live"))
-    guard.admit(scope("10.0.0.6", path="/v2/health/ready"))
-    for wrong in (None, "key", "Basic key", "Bearer", "Bearer ", "Bearer KEY", f"Bearer {digest}"):
-        with pytest.raises(protocol.UnauthorizedError):
-            guard.admit(scope("127.0.0.1", authorization=wrong))
+def test_a_signature_is_worked_out_once() -> None:
+    assert plan_of(SIGNATURE) is plan_of(SIGNATURE)

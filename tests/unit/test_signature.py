@@ -282,7 +282,7 @@ SPEC = {"name": "x", "dtype": "float32", "shape": [-1, 2]}
     "change,message",
     [
         ({"colour": "red"}, "has the keys"),
-        ({"dtype": "float16"}, "dtype = 'float16', which is not one of float32"),
+        ({"dtype": "bfloat16"}, "dtype = 'bfloat16', which is not one of float32"),
         ({"dtype": ["float32"]}, "which is not one of float32"),
         ({"shape": [2]}, r"shape = \[2\], which is not -1 and then sizes"),
         ({"shape": []}, "which is not -1"),

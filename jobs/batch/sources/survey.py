@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 _LOOK_BYTES = 1 << 20
 _LOOK_ROWS = 10_000
 _TEXTUAL = ("csv", "jsonl")
-_OF_DTYPE = {"float32": "double", "float64": "double", "bool": "bool", "string": "string"}
+_OF_DTYPE = {
+    "float16": "double",
+    "float32": "double",
+    "float64": "double",
+    "bool": "bool",
+    "string": "string",
+}
 _WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")  # 007 is a name, not a number
 _NUMBER = re.compile(r"-?(0|[1-9]\d*|(?=\.\d))(\.\d*)?([eE][+-]?\d+)?")
 _TRUTH = ("true", "false")

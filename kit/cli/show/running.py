@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kit.cli.show.status import serving
 from kit.cli.show.tables import kilobytes, near, table
 
 if TYPE_CHECKING:
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from jobs.submit import SubmitResult
     from kit.query import QueryResult
     from kit.report import ReportResult
+    from serve.advise import Advice
     from serve.serve import ServeResult
+    from serve.watching.status import EndpointStatus
 
 
 def predict(result: PredictResult) -> None:
@@ -70,12 +73,46 @@ def runs(result: RunsResult) -> None:
         print(f"{result.files} files, {result.n_bytes:,} bytes hashed: {len(result.wrong) or 'none'} wrong")
 
 
-def serve(result: ServeResult | None) -> None:
-    """Show that an endpoint has ended."""
+def serve(result: ServeResult | EndpointStatus | Advice | None) -> None:
+    """Show that an endpoint has ended, what it does, or how to serve."""
+    from serve.advise import Advice
+    from serve.watching.status import EndpointStatus
+
     if result is None:
         print("stopped before it answered")
+    elif isinstance(result, Advice):
+        _advice(result)
+    elif isinstance(result, EndpointStatus):
+        serving(result)
     else:
-        print(f"{result.status.model}@{result.status.version} stopped after {result.uptime_s:.0f} s")
+        names = ", ".join(f"{each.model}@{each.version}" for each in result.status.models)
+        print(f"{names} stopped after {result.uptime_s:.0f} s")
+
+
+def _advice(advice: Advice) -> None:
+    table(
+        ("engine", "device", "threads", "rows", "p50 ms", "p99 ms", "rows/s"),
+        [
+            (
+                each.engine,
+                each.device,
+                each.threads,
+                each.rows,
+                f"{each.p50_ms:.3f}",
+                f"{each.p99_ms:.3f}",
+                f"{each.rows_per_s:,.0f}",
+            )
+            for each in advice.measured
+        ],
+        title=f"{advice.model} on {advice.cores} cores",
+    )
+    chosen = advice.chosen
+    print(
+        f"\nserve it with: --engine {chosen.engine} --device {chosen.device} --threads {chosen.threads} "
+        f"--replicas {advice.replicas} --max-batch-rows {chosen.rows}"
+    )
+    for sentence in (*advice.reasons, *advice.skipped):
+        print(f"  {sentence}")
 
 
 def query(result: QueryResult) -> None:

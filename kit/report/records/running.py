@@ -122,13 +122,20 @@ class PredictRecord(Record):
         return next((each for each in self.drift if (each.role, each.name) == ("answer", name)), None)
 
 
+class ServedVersion(Facts):
+    """One model of an endpoint; the version with most of its traffic when it began."""
+
+    model: str
+    version: int
+    digest: str
+    release: int
+
+
 class ServeStatus(Facts):
     """An endpoint; see ``serve.serve``."""
 
     url: str
-    model: str
-    version: int
-    digest: str
+    models: tuple[ServedVersion, ...]
     engine: str
     replicas: int
     ingress: str

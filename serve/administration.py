@@ -1,0 +1,150 @@
+"""What an endpoint answers besides predictions: health, metadata, figures, load and unload.
+
+Finds things out and has ``serve.protocol`` write them; REST and gRPC ask the same object. Who may ask was
+decided before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+from kit.errors import UnavailableError
+from serve.protocol import docs, metadata, openapi
+from serve.protocol.card import Card, Reply
+from serve.protocol.paths import Route
+from serve.service import Endpoint, Service
+from serve.version_key import VersionKey
+from serve.watching.exposition import merge
+from serve.watching.metrics import Metrics
+from serve.watching.version_metrics import Statistics
+
+_TEXT = ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),)
+#: Loads or unloads a model in every replica.
+Switch = Callable[[str, bool], Awaitable[None]]
+
+
+class Administration:
+    """Answers what needs no model's computation.
+
+    Args:
+        service: Knows the endpoints.
+        metrics: This replica's counts.
+        folder: Where all replicas leave their figures.
+        replica: This replica's name.
+        switch: Turns a model on or off in every replica; returns when it is done.
+        secured: Whether a key or token is asked for.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        metrics: Metrics,
+        folder: Path,
+        replica: str,
+        switch: Switch,
+        secured: bool,
+    ) -> None:
+        self._service = service
+        self._metrics = metrics
+        self._folder = folder
+        self._replica = replica
+        self._switch = switch
+        self._secured = secured
+
+    async def answer(self, route: Route, body: bytes) -> Reply:
+        """Answer any request but ``infer`` and ``predict``.
+
+        Args:
+            route: What is asked for.
+            body: Of a POST.
+
+        Raises:
+            KitError: The body is wrong, or the model or version is not served here.
+        """
+        kind, model = route.kind, route.model
+        if model is not None:
+            return await self._of_model(route, model, body)
+        if kind == "live":
+            return metadata.describe_live()
+        if kind == "ready":
+            return metadata.describe_ready(ready=all(map(self._is_ready, self._service.endpoints.values())))
+        if kind == "server":
+            return metadata.describe_server()
+        if kind == "all_stats":
+            return metadata.describe_statistics(
+                each for name in self._service.endpoints for each in self._counted(self._service.cards(name))
+            )
+        if kind == "index":
+            return metadata.describe_index(self._indexed(), ready=metadata.read_index(body))
+        if kind == "metrics":
+            text = await asyncio.to_thread(partial(merge, self._folder, own=self._replica))
+            return Reply(200, text, _TEXT)
+        if kind == "docs":
+            return docs.docs_page()
+        cards = [card for name in self._service.endpoints for card in self._service.cards(name)]
+        return openapi.describe_openapi(cards, secured=self._secured)
+
+    async def _of_model(self, route: Route, model: str, body: bytes) -> Reply:
+        kind, service = route.kind, self._service
+        endpoint = service.endpoint(model)
+        if kind == "load" or kind == "unload":
+            metadata.read_repository(body)
+            await self._switch(model, kind == "load")
+            return Reply(200, b"{}")
+        if kind == "model_ready":
+            if route.version is None:
+                ready = self._is_ready(endpoint)
+            else:
+                ready = service.state(model, route.version).status == "READY"
+            return metadata.describe_model_ready(model, ready=ready)
+        cards = service.cards(model)
+        if route.version is not None:
+            service.state(model, route.version)  # refuses what is not served
+            cards = [each for each in cards if each.version == route.version]
+        if kind == "stats":
+            return metadata.describe_statistics(self._counted(cards))
+        if not cards:
+            raise UnavailableError(f"model {model!r} is not loaded", hint="ask for a prediction, or load it")
+        card = cards[0]
+        if kind == "config":
+            return metadata.describe_config(
+                card, max_batch_rows=endpoint.max_batch_rows, max_wait_s=endpoint.max_wait_s
+            )
+        return metadata.describe_model(card, versions=list(endpoint.keys))
+
+    def _is_ready(self, endpoint: Endpoint) -> bool:
+        release = endpoint.release
+        if release is None or release.paused:
+            return False
+        states = self._service.pool.states()
+        return all(key in states and states[key].status == "READY" for key in release.needed())
+
+    def _counted(self, cards: list[Card]) -> list[tuple[Card, Statistics]]:
+        return [(card, self._metrics.statistics(card.name, card.version)) for card in cards]
+
+    def _indexed(self) -> list[metadata.Indexed]:
+        states = self._service.pool.states()
+        keys: dict[VersionKey, None] = {}
+        for endpoint in self._service.endpoints.values():
+            keys.update(dict.fromkeys(endpoint.keys.values()))
+        keys.update(dict.fromkeys(states))
+        return [
+            metadata.Indexed(
+                key.model,
+                str(key.number),
+                states[key].status if key in states else "UNAVAILABLE",
+                _public(states[key].status if key in states else "UNAVAILABLE"),
+            )
+            for key in keys
+        ]
+
+
+def _public(status: str) -> str:
+    """Say why a version does not answer, without what is for operators alone."""
+    return {"READY": "", "LOADING": "it is being loaded", "FAILED": "it could not be loaded"}.get(
+        status, "not loaded"
+    )

