@@ -7,6 +7,7 @@
     |-- NotFoundError           a model, version, alias, bundle or device nobody knows
     |-- VerificationError       a digest, a signature or a file list does not hold
     |-- GateError               a candidate does not pass a gate
+    |-- ModelError              a version fails on rows its signature allows
     |-- ConflictError           somebody else was faster, or the place is taken
     |-- UnavailableError        the outside world: a cluster, S3, a disk, a port
     |   `-- DiskFullError       a disk has no room
@@ -60,6 +61,10 @@ class GateError(KitError):
     """A candidate does not pass a gate."""
 
 
+class ModelError(KitError):
+    """A version fails on rows its signature allows: it raised, or answered NaN."""
+
+
 class ConflictError(KitError):
     """Somebody else was faster, or the place is taken."""
 
@@ -85,6 +90,7 @@ EXIT_CODES: tuple[tuple[type[KitError], int], ...] = (
     (ConflictError, 6),
     (UnavailableError, 7),
     (MissingDependencyError, 8),
+    (ModelError, 9),
 )
 
 

@@ -6,7 +6,7 @@ the kit did wrong elsewhere is in ``kit.errors``.
 
 from __future__ import annotations
 
-from kit.errors import ConflictError, InputError, KitError, NotFoundError, UnavailableError
+from kit.errors import ConflictError, InputError, KitError, ModelError, NotFoundError, UnavailableError
 
 
 class MethodError(InputError):
@@ -39,10 +39,6 @@ class RateLimitedError(OverloadedError):
 
 class DeadlineError(UnavailableError):
     """The answer would come too late."""
-
-
-class ModelError(KitError):
-    """A version failed on rows its signature allows: it raised, or answered NaN."""
 
 
 class BrokenError(UnavailableError):

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from kit.errors import KitError, NotFoundError, UnavailableError, VerificationError, nearest
+from kit.errors import KitError, ModelError, NotFoundError, UnavailableError, VerificationError, nearest
 from kit.settings.serving import ServedModelSettings
 from kit.signature import DTYPES, Tensors
 from serve.batching import Batcher
 from serve.breaker import Breaker
 from serve.caching import ResponseCache, key_of
 from serve.calls import Answer, Call
-from serve.errors import BrokenError, ModelError, RateLimitedError
+from serve.errors import BrokenError, RateLimitedError
 from serve.guards.rates import RateLimiter
 from serve.models import Loaded, Pool, State
 from serve.protocol.card import Card

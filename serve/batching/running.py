@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kit.errors import ModelError
 from kit.signature import Tensors
-from serve.errors import ModelError
 
 #: What runs an engine: validated tensors in, one array per output with as many rows out.
 Run = Callable[[Tensors], Tensors]

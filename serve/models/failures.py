@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from kit.errors import KitError, UnavailableError, VerificationError
-from serve.errors import DeadlineError, ModelError
+from kit.errors import KitError, ModelError, UnavailableError, VerificationError
+from serve.errors import DeadlineError
 from serve.version_key import VersionKey
 
 _logger = logging.getLogger("kit")

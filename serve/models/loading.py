@@ -28,11 +28,10 @@ from pathlib import Path
 import numpy as np
 
 from kit.engines import ENGINES, Engine, open_engine
-from kit.errors import InputError, VerificationError
+from kit.errors import InputError, ModelError, VerificationError
 from kit.model_version import ModelVersion
 from kit.signature import Tensors
 from kit.store import Store
-from serve.errors import ModelError
 from serve.models.self_test import check_answers, tolerance_of
 from serve.protocol.card import Card
 from serve.version_key import VersionKey

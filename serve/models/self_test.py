@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from kit.errors import VerificationError
+from kit.errors import ModelError, VerificationError
 from kit.signature import Tensors
-from serve.errors import ModelError
 
 #: What a version may differ by whose manifest names no tolerance of its own.
 DEFAULT_TOLERANCE = 1e-4

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 
-from kit.errors import ConflictError, InputError, NotFoundError, UnavailableError
+from kit.errors import ConflictError, InputError, ModelError, NotFoundError, UnavailableError
 from serve.errors import (
     BrokenError,
     DeadlineError,
     ForbiddenError,
     MethodError,
-    ModelError,
     OverloadedError,
     RateLimitedError,
     TooLargeError,

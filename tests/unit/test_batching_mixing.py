@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.errors import ModelError
 from kit.signature import Tensors
 from serve.batching import Batcher, only_finite
-from serve.errors import DeadlineError, ModelError, OverloadedError
+from serve.errors import DeadlineError, OverloadedError
 
 
 @dataclass(frozen=True)

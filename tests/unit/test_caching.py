@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.errors import InputError
+from kit.errors import InputError, ModelError
 from kit.signature import Tensors
 from serve.caching import MemoryCache, ResponseCache, key_of
 from serve.caching.memory import owned
 from serve.caching.packing import pack, unpack
-from serve.errors import DeadlineError, ModelError, OverloadedError
+from serve.errors import DeadlineError, OverloadedError
 
 DIGEST = "a" * 64
 KEY = b"k" * 32

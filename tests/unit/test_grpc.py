@@ -28,7 +28,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from kit.engines import Engine, open_engine
-from kit.errors import GateError, InputError, KitError, NotFoundError, UnavailableError
+from kit.errors import GateError, InputError, KitError, ModelError, NotFoundError, UnavailableError
 from kit.signature import Signature
 from serve.calls import Answer, Call, Ended
 from serve.errors import (
@@ -36,7 +36,6 @@ from serve.errors import (
     DeadlineError,
     ForbiddenError,
     MethodError,
-    ModelError,
     OverloadedError,
     TooLargeError,
     UnauthorizedError,

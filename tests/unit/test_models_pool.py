@@ -13,8 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kit.errors import ConflictError, InputError, KitError, UnavailableError, VerificationError
-from serve.errors import DeadlineError, ModelError
+from kit.errors import ConflictError, InputError, KitError, ModelError, UnavailableError, VerificationError
+from serve.errors import DeadlineError
 from serve.models import Pool, State, VersionKey
 
 A, B, C, D = (VersionKey("digits", number, f"{number:064x}") for number in (1, 2, 3, 4))

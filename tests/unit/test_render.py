@@ -251,9 +251,9 @@ def test_a_setting_of_another_target_is_refused(tmp_path: Path) -> None:
 
 def test_values_reach_the_file_as_they_are_and_cannot_leave_their_place() -> None:
     described = loaded("rayservice", model='digits@1"\n  evil: true')
-    assert yaml.safe_load(described["spec"]["serveConfigV2"])["applications"][0]["args"]["model"] == (
+    assert yaml.safe_load(described["spec"]["serveConfigV2"])["applications"][0]["args"]["models"] == [
         'digits@1"\n  evil: true'
-    )
+    ]
     aws = loaded("aws", region="us-east-1", zones=("d",), instance_profile="rows", idle_minutes=45)
     assert aws["provider"]["availability_zone"] == "us-east-1d"
     workers = [node for name, node in aws["available_node_types"].items() if name != "head"]
