@@ -10,7 +10,7 @@ DEMO := $(BIN)/python -m kit.cli.demo --device-python $(CURDIR)/.venv-device/bin
 SOURCES := kit jobs serve edge tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check fix test test-cluster test-others bench clean
+.PHONY: help setup demo check fix test test-fitting test-batch test-endpoint test-others bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -52,16 +52,29 @@ fix: .venv/ready  ## format and repair what can be repaired
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-test: test-cluster test-others  ## all tests
+# The tests run in lanes beside each other, since what starts Rays and servers waits for half its time. A lane's
+# output comes at its end.
+FITTING := $(wildcard tests/cluster/test_tune*.py tests/cluster/test_train*.py tests/cluster/test_compress*.py)
+BATCH := $(filter-out $(FITTING),$(wildcard tests/cluster/test_*.py))
+ENDPOINT := $(wildcard tests/system/test_serve*.py tests/system/test_clients.py)
+OTHERS := $(filter-out $(ENDPOINT),$(wildcard tests/system/test_*.py))
+LANES := test-fitting test-batch test-endpoint test-others
+lane = @mkdir -p .pytest_cache; $(BIN)/python -m pytest $(2) >.pytest_cache/$(1).log 2>&1; status=$$?; \
+	cat .pytest_cache/$(1).log; exit $$status
 
-# What starts Rays runs beside what starts servers, since each waits for half its time; its output comes at its end.
-CLUSTER_LOG := .pytest_cache/cluster.log
-test-cluster: setup
-	@mkdir -p .pytest_cache
-	@$(BIN)/python -m pytest tests/cluster >$(CLUSTER_LOG) 2>&1; status=$$?; cat $(CLUSTER_LOG); exit $$status
+test: $(LANES)  ## all tests
+
+test-fitting: setup
+	$(call lane,fitting,$(FITTING))
+
+test-batch: setup
+	$(call lane,batch,$(BATCH) tests/unit)
+
+test-endpoint: setup 
+	$(call lane,endpoint,$(ENDPOINT))
 
 test-others: setup .venv-oms/ready .venv-tflite/ready
-	$(BIN)/python -m pytest tests/system tests/unit
+	$(call lane,others,$(OTHERS))
 
 bench: setup  ## the figures the documents show: ours beside a bare loop, interleaved
 	$(BIN)/python benchmarks/startup.py
