@@ -40,6 +40,11 @@ setup: .venv/ready .venv-device/ready  ## install everything into .venv, and a d
 	@.venv-tflite/bin/python $(PIP) -e '.[tflite-runtime]'
 	@touch $@
 
+.venv-clients/ready: tests/clients/requirements.txt  # clients of others, which want an older protobuf
+	@test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	@.venv-clients/bin/python $(PIP) --no-compile --no-deps -r tests/clients/requirements.txt
+	@touch $@
+
 demo: setup  ## train on real data, then answer in a batch, over HTTP and on a device
 	@$(DEMO)
 
@@ -70,7 +75,7 @@ test-fitting: setup
 test-batch: setup
 	$(call lane,batch,$(BATCH) tests/unit)
 
-test-endpoint: setup 
+test-endpoint: setup .venv-clients/ready
 	$(call lane,endpoint,$(ENDPOINT))
 
 test-others: setup .venv-oms/ready .venv-tflite/ready
@@ -86,4 +91,4 @@ bench: setup  ## the figures the documents show: ours beside a bare loop, interl
 	folder=$$(mktemp -d) && $(DEMO) --folder $$folder >/dev/null && $(BIN)/python benchmarks/serve.py $$folder/digits digits
 
 clean:  ## remove the environments and caches
-	rm -rf .venv .venv-device .venv-oms .venv-tflite .mypy_cache .pytest_cache .ruff_cache .hypothesis .bench
+	rm -rf .venv .venv-device .venv-oms .venv-tflite .venv-clients .mypy_cache .pytest_cache .ruff_cache .hypothesis .bench

@@ -12,9 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from kit.errors import UnavailableError
+from serve.guards.callers import Caller
 from serve.protocol import docs, metadata, openapi
 from serve.protocol.card import Card, Reply
 from serve.protocol.paths import Route
+from serve.releases.acks import living_acks
 from serve.service import Endpoint, Service
 from serve.version_key import VersionKey
 from serve.watching.exposition import merge
@@ -35,7 +37,9 @@ class Administration:
         folder: Where all replicas leave their figures.
         replica: This replica's name.
         switch: Turns a model on or off in every replica; returns when it is done.
+        others: Models at the same address in deployments of their own.
         secured: Whether a key or token is asked for.
+        lazy: Whether models wait for their first request.
     """
 
     def __init__(
@@ -46,21 +50,26 @@ class Administration:
         folder: Path,
         replica: str,
         switch: Switch,
+        others: tuple[str, ...],
         secured: bool,
+        lazy: bool,
     ) -> None:
         self._service = service
         self._metrics = metrics
         self._folder = folder
         self._replica = replica
         self._switch = switch
+        self._others = others
         self._secured = secured
+        self._lazy = lazy
 
-    async def answer(self, route: Route, body: bytes) -> Reply:
+    async def answer(self, route: Route, body: bytes, *, caller: Caller | None) -> Reply:
         """Answer any request but ``infer`` and ``predict``.
 
         Args:
             route: What is asked for.
             body: Of a POST.
+            caller: Who asks, and hears only of models that may be asked; None where that is open to all.
 
         Raises:
             KitError: The body is wrong, or the model or version is not served here.
@@ -71,7 +80,7 @@ class Administration:
         if kind == "live":
             return metadata.describe_live()
         if kind == "ready":
-            return metadata.describe_ready(ready=all(map(self._is_ready, self._service.endpoints.values())))
+            return metadata.describe_ready(ready=all(map(self._serves, self._service.endpoints.values())))
         if kind == "server":
             return metadata.describe_server()
         if kind == "all_stats":
@@ -79,22 +88,25 @@ class Administration:
                 each for name in self._service.endpoints for each in self._counted(self._service.cards(name))
             )
         if kind == "index":
-            return metadata.describe_index(self._indexed(), ready=metadata.read_index(body))
+            return metadata.describe_index(await self._indexed(caller), ready=metadata.read_index(body))
         if kind == "metrics":
             text = await asyncio.to_thread(partial(merge, self._folder, own=self._replica))
             return Reply(200, text, _TEXT)
         if kind == "docs":
             return docs.docs_page()
-        cards = [card for name in self._service.endpoints for card in self._service.cards(name)]
+        names = [name for name in self._service.endpoints if _may_see(caller, name)]
+        cards = [card for name in names for card in self._service.cards(name)]
         return openapi.describe_openapi(cards, secured=self._secured)
 
     async def _of_model(self, route: Route, model: str, body: bytes) -> Reply:
         kind, service = route.kind, self._service
-        endpoint = service.endpoint(model)
         if kind == "load" or kind == "unload":
             metadata.read_repository(body)
+            if model not in self._others:
+                service.endpoint(model)
             await self._switch(model, kind == "load")
             return Reply(200, b"{}")
+        endpoint = service.endpoint(model)
         if kind == "model_ready":
             if route.version is None:
                 ready = self._is_ready(endpoint)
@@ -116,31 +128,48 @@ class Administration:
             )
         return metadata.describe_model(card, versions=list(endpoint.keys))
 
+    def _serves(self, endpoint: Endpoint) -> bool:
+        """Say whether a model answers as it is meant to; one that was unloaded is meant not to."""
+        return self._is_ready(endpoint) or (endpoint.release is not None and endpoint.release.paused)
+
     def _is_ready(self, endpoint: Endpoint) -> bool:
         release = endpoint.release
         if release is None or release.paused:
             return False
         states = self._service.pool.states()
-        return all(key in states and states[key].status == "READY" for key in release.needed())
+        missing = "READY" if self._lazy else "UNAVAILABLE"  # what waits for its first request answers it
+        return all((states[key].status if key in states else missing) == "READY" for key in release.needed())
 
     def _counted(self, cards: list[Card]) -> list[tuple[Card, Statistics]]:
         return [(card, self._metrics.statistics(card.name, card.version)) for card in cards]
 
-    def _indexed(self) -> list[metadata.Indexed]:
+    async def _indexed(self, caller: Caller | None) -> list[metadata.Indexed]:
+        """List the versions a caller may ask for: this replica's, then those of other deployments."""
         states = self._service.pool.states()
         keys: dict[VersionKey, None] = {}
         for endpoint in self._service.endpoints.values():
             keys.update(dict.fromkeys(endpoint.keys.values()))
         keys.update(dict.fromkeys(states))
-        return [
-            metadata.Indexed(
-                key.model,
-                str(key.number),
-                states[key].status if key in states else "UNAVAILABLE",
-                _public(states[key].status if key in states else "UNAVAILABLE"),
-            )
+        found = {
+            (key.model, str(key.number)): states[key].status if key in states else "UNAVAILABLE"
             for key in keys
+        }
+        if self._others:
+            for ack in await asyncio.to_thread(living_acks, self._folder):
+                for model in self._others:
+                    for number, state in (
+                        ack.endpoints[model].states if model in ack.endpoints else {}
+                    ).items():
+                        found[model, number] = state["status"]
+        return [
+            metadata.Indexed(model, number, status, _public(status))
+            for (model, number), status in found.items()
+            if _may_see(caller, model)
         ]
+
+
+def _may_see(caller: Caller | None, model: str) -> bool:
+    return caller is not None and not caller.scopes.isdisjoint(("infer:*", f"infer:{model}", "admin"))
 
 
 def _public(status: str) -> str:

@@ -194,9 +194,11 @@ def choose(measured: list[Measured], *, target_ms: float, cores: int) -> tuple[M
         f"{_named(best)} answers {best.rows_per_s:.0f} rows/s in batches of {best.rows}; a request waits "
         f"{best.worst_ms:.1f} of {target_ms:g} ms at worst, for the batch before it and its own"
     ]
-    rest = {_named(each): each for each in sorted(in_time, key=lambda each: _on_machine(each, cores))}
+    rest: dict[str, Measured] = {}
+    for each in sorted(in_time, key=lambda each: _on_machine(each, cores), reverse=True):
+        rest.setdefault(_named(each), each)
     del rest[_named(best)]
-    for each in reversed(rest.values()):
+    for each in rest.values():
         share = _on_machine(each, cores) / _on_machine(best, cores)
         reasons.append(f"{_named(each)} would answer {share:.2f} times as much on {cores} cores")
     if best.engine != "onnxruntime" or best.device != "cpu":

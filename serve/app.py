@@ -25,6 +25,7 @@ from serve.guards.callers import Caller
 from serve.guards.gatekeeper import Gatekeeper
 from serve.guards.tokens import UnsettledError
 from serve.protocol.card import Reply
+from serve.protocol.compression import QUICK_BYTES, Unpacking, answer_coding, pack
 from serve.protocol.failures import encode_error
 from serve.protocol.paths import ACTIONS, OPEN_KINDS, Paths, Route, read_header_length
 from serve.protocol.request import priority_of, timeout_s_of
@@ -43,6 +44,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 _SWEEP_S = 0.05
 _BODY_TIMEOUT_S = 20.0
+_LEAST_BYTES_PER_S = 50_000
 
 #: ``ray.serve`` is what reaches a replica's log file; "kit" has no handler there.
 _logger = logging.getLogger("ray.serve")
@@ -77,6 +79,7 @@ class _Work:
         "began_s",
         "call",
         "caller",
+        "echoed",
         "gone",
         "n_bytes",
         "reading",
@@ -91,6 +94,7 @@ class _Work:
         self.task, self.receive = task, receive
         self.began_s = monotonic()
         self.request_id = ""
+        self.echoed = False
         self.caller: Caller | None = None
         self.call: Call | None = None
         self.answer: Answer | None = None
@@ -166,7 +170,10 @@ class App:
         self._works.add(work)
         self._metrics.in_flight += 1
         headers = dict(scope["headers"])
-        work.request_id = self._ids.of(headers.get(b"x-request-id"))
+        given = headers.get(b"x-request-id")
+        work.request_id = self._ids.of(given)
+        # Ray gives every request an id that has none, and every answer its request's id.
+        work.echoed = given is not None and given == work.request_id.encode()
         tracing = self._rooms.tracing
         if tracing is not None:
             work.trace = tracing.begin(headers.get(b"traceparent"))
@@ -178,6 +185,7 @@ class App:
         except CancelledError:
             outcome = work.gone or "cancelled"
             if not work.gone:  # somebody else ends this: the replica, or Ray
+                self._account(route, work, outcome=outcome, status=499)
                 raise
             task.uncancel()
             if outcome == "slow":
@@ -192,13 +200,16 @@ class App:
             self._works.discard(work)
             if work.watch is not None:
                 work.watch.cancel()
-        if reply is not None:
-            await _send(reply, work, send)
-        if route is None or route.kind == "infer" or route.kind == "predict":
+        try:
+            if reply is not None:
+                await _send(reply, work, send)
+        finally:
             self._account(route, work, outcome=outcome, status=reply.status if reply is not None else 499)
 
     def _account(self, route: Route | None, work: _Work, *, outcome: str, status: int) -> None:
-        """Count, log and trace a request for a prediction that has ended."""
+        """Count, log and trace a request that has ended, if it was for a prediction."""
+        if route is not None and route.kind not in ("infer", "predict"):
+            return
         call = work.call
         model = (route.model if route is not None else None) or ""
         self.ended(
@@ -237,11 +248,14 @@ class App:
             self._gatekeeper.authorize(work.caller, ACTIONS[kind], route.model)
         if kind == "infer" or kind == "predict":
             reply = await self._infer(route, scope, headers, work)
+            coding = answer_coding(headers.get(b"accept-encoding"), n_bytes=len(reply.body))
+            if coding is not None:
+                reply = await _packed(reply, coding)
             assert work.answer is not None
             return ("fallback" if work.answer.fallback else "ok"), reply
         body = await self._body(headers, work) if route.method == "POST" else b""
         work.reading = False
-        return "ok", await self._administration.answer(route, body)
+        return "ok", await self._administration.answer(route, body, caller=work.caller)
 
     async def _infer(self, route: Route, scope: Scope, headers: dict[bytes, bytes], work: _Work) -> Reply:
         model, caller = route.model, work.caller
@@ -284,10 +298,6 @@ class App:
         )
 
     async def _body(self, headers: dict[bytes, bytes], work: _Work) -> bytes:
-        encoding = headers.get(b"content-encoding")
-        if encoding is not None and encoding not in (b"", b"identity"):
-            shown = encoding[:20].decode("latin-1")
-            raise InputError(f"content encoding {shown!r} is not read here", hint="send it as it is")
         length = headers.get(b"content-length", b"")
         most = self._max_body_bytes
         if length.isdigit() and int(length) > most:
@@ -300,8 +310,21 @@ class App:
         elif len(body) > most:
             raise self._too_large()
         work.reading = False
+        coding = headers.get(b"content-encoding")
+        if coding is not None and coding not in (b"", b"identity"):
+            body = await self._unpacked(body, coding)
         work.n_bytes = len(body)
         return body
+
+    async def _unpacked(self, body: bytes, coding: bytes) -> bytes:
+        unpacking = Unpacking(body, coding=coding, max_bytes=self._max_body_bytes)
+        whole = unpacking.step(QUICK_BYTES)
+        if whole is None:
+            whole = await asyncio.to_thread(unpacking.step)
+        assert whole is not None
+        if len(whole) > self._max_body_bytes:
+            raise self._too_large()
+        return whole
 
     async def _rest(self, first: bytes, message: Message, work: _Work) -> bytes:
         chunks = [first]
@@ -317,6 +340,7 @@ class App:
             message = await work.receive()
             chunk = message.get("body", b"")
             size += len(chunk)
+            work.n_bytes = size
             chunks.append(chunk)
 
     def _too_large(self) -> TooLargeError:
@@ -351,7 +375,8 @@ class App:
             now_s = monotonic()
             for each in [each for each in self._works if now_s - each.began_s > _SWEEP_S]:
                 if each.reading:
-                    if now_s - each.began_s > _BODY_TIMEOUT_S:
+                    # Slow lines are allowed, lines that trickle are not.
+                    if now_s - each.began_s > _BODY_TIMEOUT_S + each.n_bytes / _LEAST_BYTES_PER_S:
                         each.gone = "slow"
                         each.task.cancel()
                 elif each.watch is None:
@@ -366,17 +391,24 @@ async def _until_gone(work: _Work) -> None:
     work.task.cancel()
 
 
+async def _packed(reply: Reply, coding: bytes) -> Reply:
+    """Compress an answer, in a thread when others would feel it."""
+    if len(reply.body) <= QUICK_BYTES:
+        body = pack(reply.body, coding=coding)
+    else:
+        body = await asyncio.to_thread(pack, reply.body, coding=coding)
+    return reply._replace(body=body, headers=(*reply.headers, (b"content-encoding", coding)))
+
+
 def _slow() -> KitError:
-    return InputError(f"the body did not come within {_BODY_TIMEOUT_S:g} s", hint="send it at once")
+    return InputError(f"the body did not come within {_BODY_TIMEOUT_S:g} s", hint="send it faster")
 
 
 async def _send(reply: Reply, work: _Work, send: Send) -> None:
     answer = work.answer
-    headers = [
-        *reply.headers,
-        (b"content-length", b"%d" % len(reply.body)),
-        (b"x-request-id", work.request_id.encode()),
-    ]
+    headers = [*reply.headers, (b"content-length", b"%d" % len(reply.body))]
+    if not work.echoed:
+        headers.append((b"x-request-id", work.request_id.encode()))
     if answer is not None:
         headers.append((b"kit-version", answer.card.version.encode()))
         headers.append((b"kit-release", b"%d" % answer.release))

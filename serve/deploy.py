@@ -12,8 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 from kit.errors import UnavailableError
+from kit.project import Project
 from kit.settings import ServeSettings
 from kit.settings.serving import ServedModelSettings
+from serve.endpoints import replicas_folder
+from serve.releases.acks import read_acks
 from serve.replica import Replica, ReplicaPlan
 
 _SHARED = "kit"
@@ -84,6 +87,7 @@ def run(
     from ray import serve as ray_serve
 
     made = targets(plan, logging=logging)
+    began_ns = time.time_ns()
     ray_serve.run_many(made, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     deadline_s = time.monotonic() + _START_TIMEOUT_S
     while True:
@@ -92,6 +96,9 @@ def run(
         for state in states.values():
             if state.status in ("DEPLOY_FAILED", "UNHEALTHY"):
                 raise UnavailableError(f"the endpoint did not start: {cause(state.message)}")
+        failure = _failure(plan, since_ns=began_ns)
+        if failure:  # Ray would try twice more, for a minute, and not say why
+            raise UnavailableError(f"the endpoint did not start: {failure}")
         running = all(target.name in states and states[target.name].status == "RUNNING" for target in made)
         if running and answers():
             return
@@ -100,6 +107,15 @@ def run(
                 f"the endpoint did not answer within {_START_TIMEOUT_S:.0f} s", hint="run: kit doctor"
             )
         pause(_PAUSE_S)
+
+
+def _failure(plan: ReplicaPlan, *, since_ns: int) -> str:
+    """Read in a replica's file why it cannot serve a model at all; "" while none says so."""
+    for ack in read_acks(replicas_folder(Project.open(plan.project).state)):
+        for name, endpoint in ack.endpoints.items() if ack.beat_ns >= since_ns else ():
+            if endpoint.failed and not endpoint.in_force and not endpoint.loading:
+                return f"model {name!r} cannot be served: {endpoint.reason}"
+    return ""
 
 
 def cause(message: str) -> str:
@@ -123,7 +139,7 @@ def _scale(settings: ServeSettings, needs: ServedModelSettings | None) -> dict[s
             max_replicas=settings.max_replicas,
             target_ongoing_requests=settings.target_in_flight,
             upscale_delay_s=2.0,
-            downscale_delay_s=60.0,
+            downscale_delay_s=settings.scale_down_s,
             metrics_interval_s=1.0,
             look_back_period_s=3.0,
         )

@@ -11,6 +11,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve.draining import LEAVING
+
 _HEADER_TIMEOUT_S = 30
 
 
@@ -33,11 +35,16 @@ previous=
 for word in "$@"; do
     if [ "$previous" = -f ]; then
         sed -i -E -f {script} "$word" || exit 1
-        grep -Eq '^ *bind +[*]?:' "$word" && exit 1
-    fi
+        grep -Eq '^ *bind +[*]?:[0-9]+' "$word" && exit 1
+{check}    fi
     previous=$word
 done
 exec {binary} "$@"
+"""
+
+
+#: Nor one that would serve plain HTTP where TLS was asked for.
+_TLS_CHECK = """        grep -q ' ssl crt ' "$word" || exit 1
 """
 
 
@@ -59,7 +66,11 @@ def write_launcher(folder: Path, edits: Edits) -> Path:
     script.write_text(sed_script(folder, edits))
     path = folder / "launch-haproxy"
     path.write_text(
-        _LAUNCHER.format(script=shlex.quote(str(script)), binary=shlex.quote(str(get_haproxy_binary())))
+        _LAUNCHER.format(
+            check=_TLS_CHECK if edits.pem else "",
+            script=shlex.quote(str(script)),
+            binary=shlex.quote(str(get_haproxy_binary())),
+        )
     )
     path.chmod(0o700)
     return path
@@ -83,10 +94,16 @@ def sed_script(folder: Path, edits: Edits) -> str:
     """
     tls = f" ssl crt {edits.pem} ssl-min-ver TLSv1.2" if edits.pem else ""
     # A client that goes is seen by the application's own sweep; Ray's way takes two tasks per request.
-    first = [r"http-request set-header x-request-disconnect-disabled ?1"]
+    first = [
+        r"http-request set-header x-request-disconnect-disabled ?1",
+        f"http-after-response set-header connection close if {{ var({LEAVING}) -m bool }}",
+    ]
+    first.append("http-request deny deny_status 404 if { path -i /-/routes }")
     if edits.own:
         names = "|".join(name.replace(".", r"\\.") for name in edits.own)
-        first.append(rf"http-request replace-path ^/predict/({names})$ /v2/models/\\1/predict")
+        first.append(
+            rf"http-request replace-path ^/predict/({names})(/versions/[^/]+)?$ /v2/models/\\1\\2/predict"
+        )
     rules = "".join(rf"\n    {rule}" for rule in first)
     return "\n".join(
         (
@@ -100,6 +117,9 @@ def sed_script(folder: Path, edits: Edits) -> str:
             # Ray answers 500 in plain text where no replica answers.
             rf"s|^( *errorfile 50[23]) .*|\1 {folder}/503.http|",
             rf"s|^( *errorfile 504) .*|\1 {folder}/504.http|",
+            # A proxy that has just been started again knows no replica yet; 404 would deny that models exist.
+            r"/^backend default_backend/,/^ *http-request /"
+            r"s|^( *)http-request return status 404 .*|\1http-request deny deny_status 503|",
             "",
         )
     )

@@ -24,13 +24,20 @@ from kit.errors import ConflictError, InputError, UnavailableError
 
 _FOLDER_PREFIX = "kit-serve-"
 _OWNER = "ray::HAProxyManager"
+_DRIVER = "driver"
 _GRACE_S = 2.0
+_RAY_ENDS_S = 15.0
 _PAUSE_S = 0.05
 
 
 def new_folder() -> Path:
-    """Make the folder for HAProxy's files, open to this user alone (its admin socket is in there)."""
-    return Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
+    """Make the folder for HAProxy's files, open to this user alone (its admin socket is in there).
+
+    It notes this process, with which the endpoint ends.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
+    (folder / _DRIVER).write_text(_born(os.getpid()))
+    return folder
 
 
 def check_port(host: str, *, port: int) -> None:
@@ -102,11 +109,40 @@ def stop_haproxy(folder: Path) -> None:
 
 
 def stop_orphans() -> None:
-    """End HAProxy processes of earlier endpoints of this user whose Ray is gone, and remove their folders."""
-    orphans = [found for found in _haproxies() if not _command(found.parent).startswith(_OWNER)]
-    _end([found.pid for found in orphans])
-    for found in orphans:
-        shutil.rmtree(found.folder, ignore_errors=True)
+    """End HAProxy processes of earlier endpoints of this user whose Ray is gone, and remove their folders.
+
+    A Ray whose driver was killed takes some seconds to notice; until then it would start HAProxy again, so it
+    is waited for.
+    """
+    deadline_s = time.monotonic() + _RAY_ENDS_S
+    while True:
+        found = _haproxies()
+        orphans = [each for each in found if not _command(each.parent).startswith(_OWNER)]
+        _end([each.pid for each in orphans])
+        for each in orphans:
+            shutil.rmtree(each.folder, ignore_errors=True)
+        ending = [each for each in found if each not in orphans and _is_deserted(each.folder)]
+        if not ending or time.monotonic() > deadline_s:
+            return
+        time.sleep(_PAUSE_S)
+
+
+def _is_deserted(folder: Path) -> bool:
+    """Say whether the process that made a folder has ended."""
+    try:
+        noted = (folder / _DRIVER).read_text()
+    except OSError:  # it is being removed
+        return False
+    return bool(noted) and _born(int(noted.split()[0])) != noted
+
+
+def _born(pid: int) -> str:
+    """Give a process's number and when it began, which together are nobody else's; "" when it ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else f"{pid} {fields[19]}"
 
 
 @dataclass(frozen=True)

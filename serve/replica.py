@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kit.errors import UnavailableError
+from kit.errors import KitError, UnavailableError
 from kit.files import create_once
 from kit.project import Project
 from kit.settings import ServeSettings
@@ -51,7 +51,9 @@ _LOAD_TIMEOUT_S = 600.0
 _SHADOW_TIMEOUT_S = 30.0
 _SWITCH_TIMEOUT_S = 60.0
 _SHADOW_PRIORITY = -10
-_GRPC_GRACE_S = 10.0
+#: Together less than the 20 s Ray gives a replica to end.
+_GRPC_GRACE_S = 5.0
+_POOL_GRACE_S = 5.0
 _logger = logging.getLogger("ray.serve")
 
 
@@ -166,7 +168,9 @@ class Replica:
             folder=self._folder,
             replica=self.identity,
             switch=self._switch,
+            others=self._plan.others,
             secured=settings.auth == "key",
+            lazy=settings.lazy,
         )
         self._log.start()
         if self._predictions is not None:
@@ -215,7 +219,7 @@ class Replica:
         for endpoint in self._endpoints.values():
             if endpoint.shadow is not None:
                 endpoint.shadow.close()
-        await self._pool.close()
+        await self._pool.close(timeout_s=_POOL_GRACE_S)
         self._gatekeeper.close()
         if self._rates is not None:
             await self._rates.close()
@@ -235,7 +239,11 @@ class Replica:
             max_batch_rows=own.max_batch_rows or settings.max_batch_rows,
             max_wait_s=max_wait_ms / 1000,
             cache=self._open_cache(own.cache) if own.cache is not None else None,
+            fallback=self._version(model, own.fallback) if isinstance(own.fallback, int) else None,
         )
+
+    def _version(self, model: str, number: int) -> VersionKey:
+        return VersionKey(model, number, self._project.registry().resolve(f"{model}@{number}").digest)
 
     def _open_cache(self, settings: CacheSettings) -> ResponseCache:
         memory = MemoryCache(max_bytes=int(settings.max_mb * 1e6), ttl_s=settings.ttl_s)
@@ -279,12 +287,33 @@ class Replica:
         deadline_s = time.monotonic() + _LOAD_TIMEOUT_S
         leased = []
         try:
-            for key in release.needed():
-                await self._pool.acquire(key, deadline_s=deadline_s)
+            for key in self._to_load(release):
+                try:
+                    await self._pool.acquire(key, deadline_s=deadline_s)
+                except KitError as error:
+                    raise self._explained(key, error) from error
                 leased.append(key)
         finally:
             for key in leased:
                 self._pool.release(key)
+
+    def _to_load(self, release: Release) -> tuple[VersionKey, ...]:
+        """Name what is loaded before a release comes in force; lazy models wait for their first request."""
+        endpoint = self._endpoints[release.endpoint]
+        if self._settings.lazy:
+            states = self._pool.states()
+            if not any(key in states and states[key].status == "READY" for key in endpoint.keys.values()):
+                return ()
+        return endpoint.needed(release)
+
+    def _explained(self, key: VersionKey, error: KitError) -> KitError:
+        """Say to operators, who read what comes of a release, why a version cannot be had."""
+        state = self._pool.states().get(key)
+        if state is None or state.status != "FAILED":
+            return error
+        return type(error)(
+            f"{key} could not be loaded: {state.reason.removeprefix(f'{key}: ')}", hint=error.hint
+        )
 
     def _put_in_force(self, release: Release) -> None:
         """Let a prepared release decide from now on."""
@@ -309,8 +338,9 @@ class Replica:
                 counts=counts,
             )
             self._metrics.of(key.model, str(key.number)).watch_shadow(lambda: shadow.counts)
-        needed = {key for each in self._endpoints.values() if each.release for key in each.release.needed()}
-        self._pool.want(needed)
+        if not self._settings.lazy:
+            known = [each for each in self._endpoints.values() if each.release is not None]
+            self._pool.want(key for each in known if each.release for key in each.needed(each.release))
         if release.paused:
             for key in endpoint.keys.values():
                 self._unloading.add(task := asyncio.create_task(self._pool.unload(key)))
@@ -337,12 +367,22 @@ class Replica:
             ConflictError: Somebody else made a release at the same moment.
             UnavailableError: A replica could not load it, or did not in time.
         """
-        head = self._follower.in_force(model)
+        head = self._follower.in_force(model) if model in self._endpoints else None
+        if model not in self._endpoints:  # it runs in a deployment of its own
+            head = await asyncio.to_thread(release_store(self._project).head, model)
         if head is None or head.paused is not on:  # it is so already
-            for key in self._endpoints[model].keys.values() if on else ():
-                await self._pool.load(key)
+            for key in head.needed() if on and head is not None else ():
+                await self._pool.acquire(key, deadline_s=time.monotonic() + _SWITCH_TIMEOUT_S)
+                self._pool.release(key)
             return
-        await asyncio.to_thread(switch, self._project, model, on=on, wait_s=_SWITCH_TIMEOUT_S)
+        try:
+            await asyncio.to_thread(switch, self._project, model, on=on, wait_s=_SWITCH_TIMEOUT_S)
+        except UnavailableError as error:  # it names replicas and files, which are not for clients
+            self._log.event("switch_failed", level="error", model=model, reason=error.message)
+            raise UnavailableError(
+                f"not every replica has {model!r} {'loaded' if on else 'unloaded'}",
+                hint="the endpoint's log says why",
+            ) from error
 
     async def _run_shadow(self, key: VersionKey, inputs: Tensors) -> Tensors:
         deadline_s = time.monotonic() + _SHADOW_TIMEOUT_S
@@ -380,7 +420,7 @@ class Replica:
             self._log.event(
                 "load_failed", level="error", model=key.model, version=key.number, reason=state.reason
             )
-        elif state.status == "UNAVAILABLE":
+        if state.status in ("FAILED", "UNAVAILABLE"):
             self._metrics.of(key.model, str(key.number)).unloaded()
 
 

@@ -25,7 +25,8 @@ from kit.errors import InputError, UnavailableError
 from kit.project import Project
 from kit.settings import ServeSettings
 from serve import deploy, ingress, presets
-from serve.endpoints import Served, begin
+from serve.draining import drain
+from serve.endpoints import Served, begin, in_force
 from serve.guards.gatekeeper import plan_guards
 from serve.guards.rates import open_rates
 from serve.haproxy import Edits, write_pem
@@ -33,6 +34,7 @@ from serve.replica import ReplicaPlan
 
 _logger = logging.getLogger("kit")
 _SLACK_S = 10
+_DRAIN_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -143,14 +145,19 @@ def serve(
         guards=guards,
     )
     folder = ingress.new_folder() if chosen == "haproxy" else None
-    presets.apply(chosen, folder=folder, edits=_edits(plan, folder), longest_s=_longest_s(settings))
-    status = _status(project, settings, served, chosen)
     stopper = _Stopper(stop or threading.Event())
     try:
+        presets.apply(chosen, folder=folder, edits=_edits(plan, folder), longest_s=_longest_s(settings))
         with stopper.signals(), _local_ray(stopper):
             _start(plan, settings, chosen=chosen, stopper=stopper)
+            status = _status(project, settings, in_force(project, served), chosen)
             status = replace(status, start_s=round(time.monotonic() - began_s, 3))
-            return _answer_until_stopped(project, status, on_ready=on_ready, stopper=stopper)
+            result = _answer_until_stopped(project, status, on_ready=on_ready, stopper=stopper)
+            if folder is not None:
+                left = drain(folder, limit_s=min(_longest_s(settings), _DRAIN_S))
+                if left:
+                    _logger.warning("%d requests were still in work after %g s", left, _DRAIN_S)
+            return result
     except _StoppedError:
         return None
     finally:
@@ -186,7 +193,9 @@ def _check_tls(settings: ServeSettings) -> None:
 
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
-            settings.tls_cert, settings.tls_key
+            settings.tls_cert,
+            settings.tls_key,
+            password=lambda: b"",  # never asks at the terminal
         )
     except (OSError, ssl.SSLError) as error:
         raise InputError(
@@ -301,6 +310,7 @@ def _start(plan: ReplicaPlan, settings: ServeSettings, *, chosen: str, stopper: 
         UnavailableError: They did not answer in time, or a replica failed.
     """
     from ray import serve as ray_serve
+    from ray.exceptions import RayError
     from ray.serve.config import HTTPOptions
     from ray.serve.schema import LoggingConfig
 
@@ -310,7 +320,13 @@ def _start(plan: ReplicaPlan, settings: ServeSettings, *, chosen: str, stopper: 
     if chosen == "python" and settings.tls_cert:
         tls = {"ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key}
     options = HTTPOptions(host=settings.host, port=settings.port, **tls)
-    ray_serve.start(http_options=options, logging_config=quiet)
+    try:
+        ray_serve.start(http_options=options, logging_config=quiet)
+    except RayError as error:  # it ends so when it is interrupted, too
+        stopper.check()
+        raise UnavailableError(
+            f"Ray Serve's proxy did not start: {str(error)[:300]}", hint="run: kit doctor"
+        ) from error
     stopper.check()
     deploy.run(
         plan,

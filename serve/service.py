@@ -12,16 +12,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from kit.errors import KitError, ModelError, NotFoundError, UnavailableError, VerificationError, nearest
 from kit.settings.serving import ServedModelSettings
-from kit.signature import DTYPES, Tensors
+from kit.signature import Tensors
 from serve.batching import Batcher
 from serve.breaker import Breaker
 from serve.caching import ResponseCache, key_of
 from serve.calls import Answer, Call
-from serve.errors import BrokenError, RateLimitedError
+from serve.errors import BrokenError, DeadlineError, RateLimitedError
+from serve.fallback import constant_outputs
 from serve.guards.rates import RateLimiter
 from serve.models import Loaded, Pool, State
 from serve.protocol.card import Card
@@ -76,6 +75,8 @@ class Endpoint:
         cache: Answers that are kept; None when none are.
         release: The one in force; None until the first is.
         shadow: Compares the release's shadow version; None without one.
+        fallback: The version that answers while another one is broken; None without one.
+        keys: What may be asked for by number.
     """
 
     model: str
@@ -86,7 +87,13 @@ class Endpoint:
     cache: ResponseCache | None = None
     release: Release | None = None
     shadow: Shadow | None = None
+    fallback: VersionKey | None = None
     keys: dict[str, VersionKey] = field(default_factory=dict)
+
+    def needed(self, release: Release) -> tuple[VersionKey, ...]:
+        """Name what must be loaded while a release is in force."""
+        needed = release.needed()
+        return needed if self.fallback is None or not needed else tuple({*needed, self.fallback})
 
     def put_in_force(self, release: Release) -> None:
         """Let a release decide from now on."""
@@ -189,15 +196,16 @@ class Service:
             request = raw.decode(resident.card.signature)
             cached = False
             if endpoint.cache is None:
-                outputs = await _run(resident, request, call)
+                outputs = await _run(resident, request, call, allowed_s=endpoint.deadline_s)
             else:
                 compute = partial(self._compute, key, request, call)
                 outputs, cached = await endpoint.cache.answer(
                     key_of(key.digest, request.inputs), compute, deadline_s=call.deadline_s
                 )
                 resident.counts.cached("hit" if cached else "miss")
-            if endpoint.shadow is not None and not cached and release.shadows():
-                endpoint.shadow.offer(request.inputs, outputs, seconds=time.monotonic() - call.began_s)
+            shadow = endpoint.shadow
+            if shadow is not None and not (cached or fallback or call.version) and release.shadows():
+                shadow.offer(request.inputs, outputs, seconds=time.monotonic() - call.began_s)
             if self._log is not None:
                 self._log.offer(
                     call.request_id,
@@ -214,7 +222,7 @@ class Service:
         """Compute for all who wait for an equal answer, with a lease that outlives whoever asked first."""
         resident = await self.pool.acquire(key, deadline_s=call.deadline_s)
         try:
-            return await _run(resident, request, call)
+            return await _run(resident, request, call, allowed_s=self.endpoints[key.model].deadline_s)
         finally:
             self.pool.release(key)
 
@@ -230,7 +238,7 @@ class Service:
         error: KitError,
     ) -> Answer:
         if isinstance(chosen, int):
-            other = endpoint.keys.get(str(chosen))
+            other = endpoint.fallback
             if other is None or other == key:
                 raise error
             return await self._ask(endpoint, release, other, call, raw, fallback="version")
@@ -239,7 +247,7 @@ class Service:
             raise error
         try:
             request = raw.decode(resident.card.signature)
-            outputs = constant_outputs(resident.card, chosen, n_rows=request.n_rows)
+            outputs = constant_outputs(resident.card.signature, chosen, n_rows=request.n_rows)
             return Answer(request, resident.card, outputs, release.sequence, "constant", False)
         finally:
             self.pool.release(key)
@@ -265,24 +273,7 @@ class Service:
         return self.pool.states().get(key, State.absent())
 
 
-def constant_outputs(card: Card, values: Mapping[str, Any], *, n_rows: int) -> Tensors:
-    """Make the answer a fallback gives: the constants, zeros where it names none.
-
-    Args:
-        card: The version that would have answered.
-        values: Output's name to its constant; a class's name stands for ``label``.
-        n_rows: Rows of the request.
-    """
-    outputs: Tensors = {}
-    for spec in card.signature.outputs:
-        value = values.get(spec.name, 0)
-        if spec.name == "label" and value in spec.classes:
-            value = spec.classes.index(value)
-        outputs[spec.name] = np.full((n_rows, *spec.row_shape), value, dtype=DTYPES[spec.dtype])
-    return outputs
-
-
-async def _run(resident: Resident, request: InferRequest, call: Call) -> Tensors:
+async def _run(resident: Resident, request: InferRequest, call: Call, *, allowed_s: float) -> Tensors:
     breaker = resident.breaker
     now_s = time.monotonic()
     if not breaker.allow(now_s):
@@ -300,6 +291,11 @@ async def _run(resident: Resident, request: InferRequest, call: Call) -> Tensors
         )
     except ModelError:
         breaker.failed(time.monotonic())
+        raise
+    except DeadlineError:
+        # An engine that hangs is broken, too. A client that is in a hurry breaks nothing.
+        if time.monotonic() >= call.deadline_s >= call.began_s + allowed_s:
+            breaker.failed(time.monotonic())
         raise
     if trace is not None:
         trace.stage("queue and engine", started_ns=began_ns, ended_ns=time.time_ns())

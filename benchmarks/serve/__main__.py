@@ -48,10 +48,8 @@ def main() -> None:
         raise SystemExit(reason)
     given.folder = given.folder.resolve()
     place = Place(given.folder)
-    names = [name for name in _PARTS if given.all or getattr(given, name, False)] or ["small"]
-    if given.all:
-        names = list(_PARTS)
-    for name in names:
+    asked = [name for name in _PARTS if getattr(given, name, False)] or ["small"]
+    for name in _PARTS if given.all else asked:
         report = _function(_PARTS[name])(given, place)
         report.write(given.folder, options=vars(given))
         print(f"\n### {report.title}\n\n{report.text}", flush=True)
@@ -69,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contestant")
-    parser.add_argument("--turn-s", type=float, default=4.0, help="seconds of a turn")
+    parser.add_argument("--turn-s", type=int, default=4, help="seconds of a turn")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     for name in _PARTS:
         if name != "small":

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import http.server
 import json
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any
 from asking import fresh_json
 from kit_endpoint import Endpoint, Place, Setting, running
 from reporting import Report, table
-from rounds import Stand, Turns, facts_of, median, ratio, take_turn, take_turns
+from rounds import Stand, Turns, facts_of, ratio, take_turn, take_turns
 from subjects import Subject, mlp
 
 _PORT = 18400
@@ -99,15 +100,15 @@ def _measure(
         turns: Turns = take_turns(
             stands,
             connections=(_CONNECTIONS,),
-            rounds=max(given.rounds, 4),  # even, so that both are first equally often
-            seconds=given.turn_s,
+            rounds=2 * given.rounds,  # more and shorter, since the difference is small
+            seconds=max(given.turn_s // 2, 1),
             take=partial(take_turn, folder=place.bodies),
         )
     with_it, without = turns[name, _CONNECTIONS], turns["plain", _CONNECTIONS]
     return {
         "title": guard.title,
         "share": ratio(with_it, without),
-        "more_cpu_us": median(with_it, "cpu_us") - median(without, "cpu_us"),
+        "more_cpu_us": statistics.median(a.cpu_us - b.cpu_us for a, b in zip(with_it, without, strict=True)),
         "guarded": facts_of(with_it),
         "plain": facts_of(without),
     }
@@ -127,7 +128,7 @@ def _token(folder: Path) -> str:
     key = rsa.generate_private_key(65537, 2048)
     public = {**RSAAlgorithm.to_jwk(key.public_key(), as_dict=True), "kid": "one", "use": "sig"}
     (folder / "jwks.json").write_text(json.dumps({"keys": [public]}))
-    claims = {"iss": _ISSUER, "aud": _AUDIENCE, "sub": "benchmark", "scope": "infer:*"}
+    claims: dict[str, str | int] = {"iss": _ISSUER, "aud": _AUDIENCE, "sub": "benchmark", "scope": "infer:*"}
     now_s = int(time.time())
     claims |= {"iat": now_s, "exp": now_s + _TOKEN_S}
     return str(jwt.encode(claims, key, "RS256", headers={"kid": "one"}))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +147,14 @@ def running(place: Place, name: str, setting: Setting, *, made: bool = False) ->
         make_project(project, setting.subjects, more=setting.more)
     words = kit_words(project, models=(subject.name,), port=setting.port, flags=setting.flags)
     with Server(words, variables=variables(), log=place.log(name)) as server:
-        request = protocol_json(subject.rows(1, seed=0), headers=headers_of(setting, project))
-        start_s = server.wait_until(lambda: answers(setting.port, infer_path(subject), request))
-        filled = Setting(
-            setting.subjects, setting.port, setting.flags, setting.more, headers_of(setting, project)
-        )
-        check(setting.port, infer_path(subject), subject, headers=filled.headers)
+        row, path = subject.rows(1, seed=0), infer_path(subject)
+
+        def is_ready() -> bool:
+            return answers(setting.port, path, protocol_json(row, headers=headers_of(setting, project)))
+
+        start_s = server.wait_until(is_ready)
+        filled = replace(setting, headers=headers_of(setting, project))
+        check(setting.port, path, subject, headers=filled.headers)
         yield Endpoint(server, filled, project, round(start_s, 1))
 
 

@@ -1,7 +1,8 @@
 """The load generator of open loops: requests come when they come (Poisson), however long others wait.
 
 Latency counts from the moment a request was due, so that a generator that falls behind hides nothing; how far
-it fell behind is told. Each request has a connection of its own, of those that are idle.
+it fell behind is told. Each request has a connection of its own, of those that are idle. With too many out, a
+request is not sent and counts as one without an answer.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 _TIMEOUT_S = 30.0
 _OPENED = 64
+_MOST_CONNECTIONS = 10_000
 _SLACK_S = 0.0005
 
 
@@ -116,6 +118,9 @@ class _Caller:
             if connection.is_open:
                 self._send(connection, due_s)
                 return
+        if self._n_open + len(self._tasks) >= _MOST_CONNECTIONS:
+            self.outcome.answers.append(Answer(due_s, 0.0, 0))
+            return
         task = self._loop.create_task(self._send_on_new(due_s))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -125,7 +130,8 @@ class _Caller:
         until_s = time.perf_counter() + _TIMEOUT_S
         while (self._busy or self._tasks) and time.perf_counter() < until_s:
             await asyncio.sleep(0.02)
-        for connection, due_s in list(self._busy.items()):
+        while self._busy:
+            connection, due_s = self._busy.popitem()
             self.outcome.answers.append(Answer(due_s, _TIMEOUT_S * 1000, 0))
             connection.give_up()
         for connection in self._idle:

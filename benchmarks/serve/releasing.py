@@ -11,21 +11,21 @@ import statistics
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
 from kit_endpoint import Endpoint, Place, Setting, running
 from reporting import Report, number, table
 from subjects import mlp
-from wrk import start
+from wrk import Target
 
 _PORT = 18800
 _CONNECTIONS = 32
 _LONGEST_S = 600.0
 _BEFORE_S, _AFTER_S = 1.5, 1.0
 _CANARIES = (0.1, 10.0)
-_CANARY_S = 10.0
+_CANARY_S = 15.0
 _WANTED_S = 1.0
 _VERSION = "kit-version"
 
@@ -52,18 +52,14 @@ def measure_release(given: argparse.Namespace, place: Place) -> Report:
     setting = Setting((mlp(), mlp(seed=1)), _PORT, flags=("--replicas=2",))
     with running(place, "release", setting) as endpoint:
         request = endpoint.request()
-        body = request.file(place.bodies, "release.body")
-        load = start(
-            endpoint.url,
-            body=body,
-            headers=request.headers,
-            connections=_CONNECTIONS,
-            seconds=_LONGEST_S,
-        )
+        target = Target(endpoint.url, request.file(place.bodies, "release.body"), request.headers)
+        load = target.start(connections=_CONNECTIONS, seconds=_LONGEST_S)
         with _Watcher(endpoint) as watcher:
             changes = _changes(endpoint, watcher, rounds=given.rounds)
         found = load.stop()
-        canaries = [_canary(endpoint, percent, place=place, seconds=_CANARY_S) for percent in _CANARIES]
+        canaries = [
+            _canary(endpoint, percent, target=replace(target, count=_VERSION)) for percent in _CANARIES
+        ]
     failed = found.refused + found.broken + watcher.failed
     facts = {
         "requests": found.requests + watcher.asked,
@@ -97,22 +93,10 @@ def _changes(endpoint: Endpoint, watcher: _Watcher, *, rounds: int) -> list[Chan
     return found
 
 
-def _canary(endpoint: Endpoint, percent: float, *, place: Place, seconds: float) -> dict[str, Any]:
+def _canary(endpoint: Endpoint, percent: float, *, target: Target) -> dict[str, Any]:
     """Give version 2 a share and count by whom requests are answered."""
     endpoint.release("set", f"1={100 - percent:g}", f"2={percent:g}")
-    request = endpoint.request()
-    counts = (
-        start(
-            endpoint.url,
-            body=request.file(place.bodies, "release.body"),
-            headers=request.headers,
-            connections=_CONNECTIONS,
-            seconds=seconds,
-            count=_VERSION,
-        )
-        .result()
-        .counts
-    )
+    counts = target.drive(connections=_CONNECTIONS, seconds=_CANARY_S).counts
     total, answered = sum(counts.values()), counts.get("200 2", 0)
     expected = total * percent / 100
     deviation = (expected * (1 - percent / 100)) ** 0.5

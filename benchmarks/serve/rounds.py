@@ -13,9 +13,9 @@ from typing import Any
 
 from asking import Request
 from servers import Server
-from wrk import Load, drive
+from wrk import Load, Target
 
-_WARM_S = 1.0
+_WARM_S = 1
 _IDLE_S = 2.0
 
 
@@ -68,14 +68,8 @@ def take_turn(stand: Stand, connections: int, seconds: float, *, folder: Path) -
     """Load one server with wrk and read what it used."""
     body = stand.request.file(folder, f"{stand.name}.body")
     load, before_s = round(os.getloadavg()[0], 2), stand.server.cpu_s()
-    found = drive(
-        stand.url,
-        body=body,
-        headers=stand.request.headers,
-        connections=connections,
-        seconds=seconds,
-        fresh=stand.fresh,
-    )
+    target = Target(stand.url, body, stand.request.headers, fresh=stand.fresh)
+    found = target.drive(connections=connections, seconds=seconds)
     return turn_of(found, cpu_s=stand.server.cpu_s() - before_s, load=load)
 
 
@@ -96,8 +90,11 @@ def take_turns(
 ) -> Turns:
     """Give every stand one turn a round and number of connections, in an order that rotates and turns round.
 
+    The servers that are not on turn stand still: an idle Ray takes up to a tenth of a core. A short turn that
+    is not counted goes before each.
+
     Args:
-        stands: Who; a warm-up comes before.
+        stands: Who.
         connections: Kept busy at a time.
         rounds: How often.
         seconds: Of one turn.
@@ -106,21 +103,29 @@ def take_turns(
     Raises:
         SystemExit: A request failed.
     """
-    for stand in stands:
-        stand.server.settle()
-        take(stand, max(connections), _WARM_S)
     found: Turns = {}
+    on_turn: Server | None = None
+    for each in {id(stand.server): stand.server for stand in stands}.values():
+        each.pause()
     for index in range(rounds):
         first = index % len(stands)
         order = [*stands[first:], *stands[:first]]
         for number in connections:
             for stand in order if index % 2 == 0 else reversed(order):
-                stand.server.settle()
+                if stand.server is not on_turn:
+                    if on_turn is not None:
+                        on_turn.pause()
+                    stand.server.resume()
+                    on_turn = stand.server
+                on_turn.settle()
+                take(stand, number, _WARM_S)
                 turn = take(stand, number, seconds)
                 print(_line(stand.name, number, turn), file=sys.stderr, flush=True)
                 if turn.failed:
                     raise SystemExit(f"{stand.name}: {turn.failed} requests failed\n{stand.server.said()}")
                 found.setdefault((stand.name, number), []).append(turn)
+    for stand in stands:
+        stand.server.resume()
     return found
 
 
@@ -138,7 +143,7 @@ def idle_shares(stands: list[Stand]) -> dict[str, float]:
 
 def median(turns: list[Turn], name: str) -> float:
     """Give the median of one figure."""
-    return statistics.median(getattr(turn, name) for turn in turns)
+    return float(statistics.median(getattr(turn, name) for turn in turns))
 
 
 def ratio(above: list[Turn], below: list[Turn], name: str = "per_second") -> float:

@@ -106,16 +106,28 @@ class Server:
                     found.append(pid)
         return found
 
+    def pause(self) -> None:
+        """Have all its processes stand still, so that they take nothing from who is on turn."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let them go on."""
+        self._signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """End it, and what it leaves behind."""
+        self.resume()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_STOP_S)
+        self._signal(signal.SIGKILL)
+        self.process.wait(_STOP_S)
+
+    def _signal(self, number: signal.Signals) -> None:
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait(_STOP_S)
+                os.kill(pid, number)
 
 
 def rss_mb(pid: int) -> float:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from asking import post, protocol_binary, wrong
 from kit_endpoint import Endpoint, Place, Setting, running
 from reporting import Report, number, table
@@ -86,8 +87,6 @@ def _row(facts: dict[str, Any], connections: int) -> list[str]:
 
 def _check_binary(endpoint: Endpoint, subject: Subject) -> None:
     """Compare a binary answer with the JSON one, bit by bit."""
-    import numpy as np
-
     row = subject.rows(1, seed=5)
     status, headers, body = post(endpoint.setting.port, endpoint.path, protocol_binary(row))
     if status != 200:

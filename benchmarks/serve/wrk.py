@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SCRIPT = Path(__file__).with_name("post.lua")
+_TIMEOUT_S = 10  # what is slower has failed
 _SLACK_S = 30.0
 
 
@@ -26,7 +27,7 @@ class Load:
         p99_ms: Latency that one of a hundred exceeds.
         max_ms: The longest.
         refused: Answers of another status than 2xx or 3xx.
-        broken: Connections that could not be made, read or written, or took longer than 2 s.
+        broken: Connections that could not be made, read or written, or took longer than 10 s.
         counts: ``STATUS VALUE`` of a response header to the number of such answers.
     """
 
@@ -50,32 +51,6 @@ def obstacle() -> str | None:
     return None if shutil.which("wrk") else "there is no wrk here; apt-get install wrk"
 
 
-def drive(
-    url: str,
-    *,
-    body: Path,
-    headers: Mapping[str, str],
-    connections: int,
-    seconds: float,
-    fresh: bool = False,
-    count: str = "",
-) -> Load:
-    """Ask as fast as it is answered.
-
-    Args:
-        url: Where to post.
-        body: File of the request's body.
-        headers: Beside the length.
-        connections: That are kept busy.
-        seconds: How long.
-        fresh: Whether each body differs, by a number in the place of ``@@``.
-        count: Response header whose values are counted; costs wrk some time.
-    """
-    return start(
-        url, body=body, headers=headers, connections=connections, seconds=seconds, fresh=fresh, count=count
-    ).result()
-
-
 @dataclass(frozen=True)
 class Driving:
     """A wrk that runs."""
@@ -97,25 +72,43 @@ class Driving:
         return Load(**json.loads(lines[-1]))
 
 
-def start(
-    url: str,
-    *,
-    body: Path,
-    headers: Mapping[str, str],
-    connections: int,
-    seconds: float,
-    fresh: bool = False,
-    count: str = "",
-) -> Driving:
-    """Begin to ask, as ``drive`` does, and return."""
-    words = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "-s", str(_SCRIPT), url]
-    lines = "\n".join(f"{name}: {value}" for name, value in headers.items())
-    variables = {"BODY": str(body), "HEADERS": lines, "FRESH": "1" if fresh else "", "COUNT": count}
-    process = subprocess.Popen(
-        words,
-        env={**os.environ, **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    return Driving(process, seconds)
+@dataclass(frozen=True)
+class Target:
+    """What is asked.
+
+    Attributes:
+        url: Where to post.
+        body: File of the request's body.
+        headers: Beside the length.
+        fresh: Whether each body differs, by a number in the place of ``@@``.
+        count: Response header whose values are counted; costs wrk some time.
+    """
+
+    url: str
+    body: Path
+    headers: Mapping[str, str]
+    fresh: bool = False
+    count: str = ""
+
+    def start(self, *, connections: int, seconds: float) -> Driving:
+        """Begin to ask as fast as it is answered, on so many connections, and return."""
+        words = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency"]
+        words += [f"--timeout={_TIMEOUT_S}s", "-s", str(_SCRIPT), self.url]
+        variables = {
+            "BODY": str(self.body),
+            "HEADERS": "\n".join(f"{name}: {value}" for name, value in self.headers.items()),
+            "FRESH": "1" if self.fresh else "",
+            "COUNT": self.count,
+        }
+        process = subprocess.Popen(
+            words,
+            env={**os.environ, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return Driving(process, seconds)
+
+    def drive(self, *, connections: int, seconds: float) -> Load:
+        """Ask as ``start`` does, and wait for the end."""
+        return self.start(connections=connections, seconds=seconds).result()

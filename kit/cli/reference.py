@@ -26,24 +26,6 @@ _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 def reference() -> str:
     """Give the text of docs/reference.md."""
-    from kit import settings
-
-    classes: dict[str, type[Settings]] = {
-        "project": settings.ProjectSettings,
-        "data": settings.DataSettings,
-        "data.inputs": settings.InputSettings,
-        "model": settings.ModelSettings,
-        "gates": settings.GatesSettings,
-        "prepare.rules": settings.RuleSettings,
-        "prepare.duplicates": settings.DuplicatesSettings,
-        "prepare.windows": settings.WindowSettings,
-        "prepare.features": settings.FeatureSettings,
-        "prepare.select": settings.SelectSettings,
-        "tune.space": settings.SpaceSettings,
-        "tune.space.train.KEY": settings.RangeSettings,
-        "store": settings.StoreSettings,
-        "signing": settings.SigningSettings,
-    }
     parts = [
         "# Reference",
         "",
@@ -73,7 +55,7 @@ def reference() -> str:
         "",
         "## The project: kit.toml",
     ]
-    for section, cls in classes.items():
+    for section, cls in _sections().items():
         title = f"[[{section}]]" if section in _LISTS else f"[{section}]"
         parts += ["", f"### {title}", "", *_table(cls, flags=False)]
     parts += ["", "## Commands"]
@@ -84,8 +66,34 @@ def reference() -> str:
     return "\n".join(parts) + "\n"
 
 
-def _first_line(cls: type) -> str:
-    return (cls.__doc__ or "").splitlines()[0].rstrip(".")
+def _sections() -> dict[str, type[Settings]]:
+    """Give the sections of kit.toml that are no command's flags."""
+    from kit import settings
+    from kit.settings import serving
+
+    return {
+        "project": settings.ProjectSettings,
+        "data": settings.DataSettings,
+        "data.inputs": settings.InputSettings,
+        "model": settings.ModelSettings,
+        "gates": settings.GatesSettings,
+        "prepare.rules": settings.RuleSettings,
+        "prepare.duplicates": settings.DuplicatesSettings,
+        "prepare.windows": settings.WindowSettings,
+        "prepare.features": settings.FeatureSettings,
+        "prepare.select": settings.SelectSettings,
+        "tune.space": settings.SpaceSettings,
+        "tune.space.train.KEY": settings.RangeSettings,
+        "store": settings.StoreSettings,
+        "signing": settings.SigningSettings,
+        "serve.jwt": serving.JwtSettings,
+        "serve.rates": serving.RateSettings,
+        "serve.breaker": serving.BreakerSettings,
+        "serve.prediction_log": serving.PredictionLogSettings,
+        "serve.tracing": serving.TracingSettings,
+        "serve.model.NAME": serving.ServedModelSettings,
+        "serve.model.NAME.cache": serving.CacheSettings,
+    }
 
 
 def _table(cls: type[Settings], *, flags: bool) -> list[str]:

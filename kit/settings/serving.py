@@ -117,6 +117,12 @@ class ServedModelSettings(Settings):
     gpus: float = Field(default=0.0, ge=0, le=16, description="GPUs of each replica of its own deployment.")
     threads: Threads | None = Field(default=None, description="Engine threads.")
 
+    @model_validator(mode="after")
+    def _needs_are_its_own(self) -> ServedModelSettings:
+        if not self.own_deployment and (self.replicas is not None or self.gpus):
+            raise ValueError("replicas and gpus are of a deployment of its own; set own_deployment = true")
+        return self
+
 
 class ServeSettings(CommandSettings):
     """Serve models over HTTP and gRPC until interrupted, or show what an endpoint does."""
@@ -135,6 +141,9 @@ class ServeSettings(CommandSettings):
     )
     target_in_flight: float = Field(
         default=16.0, gt=0, description="Requests in work per replica that more replicas are started for."
+    )
+    scale_down_s: float = Field(
+        default=60.0, ge=1, description="How long fewer replicas must be enough before one is stopped."
     )
     engine: EngineName = Field(default="onnxruntime", description="What runs the model.")
     device: Literal["cpu", "cuda", "tensorrt", "auto"] = Field(
@@ -163,6 +172,10 @@ class ServeSettings(CommandSettings):
     )
     keep_s: float = Field(
         default=300.0, ge=0, description="How long a version that lost its traffic stays in memory."
+    )
+    lazy: bool = Field(
+        default=False,
+        description="Load a model with its first request, and unload it after keep_s without one.",
     )
     auth: Literal["key", "none"] = Field(
         default="key", description="key asks for a key or token; none answers this machine alone."
@@ -206,7 +219,34 @@ class ServeSettings(CommandSettings):
             raise ValueError("no replicas and no max_replicas: nothing would ever answer; set max_replicas")
         if self.max_replicas is not None and self.max_replicas < max(1, self.replicas):
             raise ValueError(f"max_replicas is {self.max_replicas}, fewer than replicas, {self.replicas}")
+        self._check_grpc()
         return self
+
+    def _check_grpc(self) -> None:
+        """Refuse what gRPC cannot do: it listens in the replicas themselves, with no proxy before them."""
+        if self.grpc_port is None:
+            return
+        own = [name for name, each in self.model.items() if each.own_deployment]
+        if own:
+            raise ValueError(
+                f"gRPC does not reach {own[0]!r} in its own deployment; leave out one of the two"
+            )
+        if self.replicas == 0:
+            raise ValueError(
+                "without a replica nothing listens for gRPC; set replicas = 1 or leave out grpc_port"
+            )
+
+    @property
+    def idle(self) -> tuple[Idle, ...]:
+        """What does nothing as the others are."""
+        found = []
+        if self.max_replicas is None:
+            found += [Idle(name, "max_replicas", "a number") for name in ("target_in_flight", "scale_down_s")]
+        if not self.advise:
+            found.append(Idle("target_ms", "advise", "true"))
+        if self.auth != "none":
+            found.append(Idle("open_to_all", "auth", "'none'"))
+        return tuple(found)
 
 
 class ReleaseSettings(CommandSettings):

@@ -21,7 +21,7 @@ from serve.batching.thread import EngineThread
 from serve.batching.waiting import Waiting, rank_s, too_late
 from serve.errors import DeadlineError, OverloadedError
 
-OnBatch = Callable[[int, int, float], None]
+OnBatch = Callable[[int, int, float, float], None]
 
 #: However many rows may wait, no more do than the engine answers in this time (or one batch), so that who is
 #: let in is answered soon and who is not hears so at once.
@@ -42,7 +42,8 @@ class Batcher:
         max_wait_s: How long a request may wait for others while the engine is idle.
         max_queue_rows: Most rows that wait, see also ``QUEUE_S``; an empty queue takes any one request.
         inline_s: Batches expected to be faster run on the event loop; 0 for never.
-        on_batch: Called on the event loop after each engine call: requests, rows, seconds.
+        on_batch: Called on the event loop after each engine call: requests, rows, seconds, and the seconds
+            that its requests had waited, added up.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class Batcher:
         loop = self._loop or self._adopt_loop()
         future: asyncio.Future[Tensors] = loop.create_future()
         if self._alone and not self._turn_planned and not self._running and n_rows <= self._most_rows:
-            request = Request(now_s, 0, future, inputs, n_rows, deadline_s)
+            request = Request(now_s, 0, future, inputs, n_rows, deadline_s, now_s)
             if self._engine.seconds(n_rows) < self._inline_s:
                 # No queue and no switch of tasks; others of this turn wait for its end and share a batch.
                 self._plan_turn(loop)
@@ -146,7 +147,7 @@ class Batcher:
                 self._next_deadline_s = math.inf
         if deadline_s < self._next_deadline_s:
             self._next_deadline_s = deadline_s
-        waiting.push(Request(rank, waiting.next_sequence(), future, inputs, n_rows, deadline_s))
+        waiting.push(Request(rank, waiting.next_sequence(), future, inputs, n_rows, deadline_s, now_s))
         self._turn_requests += 1
         if not self._turn_planned:
             self._plan_turn(loop)
@@ -276,9 +277,9 @@ class Batcher:
                 future.set_exception(answer if isinstance(answer, Exception) else too_late())
 
     def _learn(self, outcome: Outcome) -> None:
-        for n_requests, n_rows, seconds in outcome.calls:
+        for n_requests, n_rows, seconds, waited_s in outcome.calls:
             self._engine.learn(n_rows, seconds)
-            self._on_batch(n_requests, n_rows, seconds)
+            self._on_batch(n_requests, n_rows, seconds, waited_s)
         if outcome.most_rows is not None:
             self._most_rows = min(self._most_rows, outcome.most_rows)
             self._most_rows_until_s = time.monotonic() + _MEMORY_S

@@ -34,6 +34,7 @@ class Request(NamedTuple):
         inputs: Validated tensors.
         n_rows: Their number of rows.
         deadline_s: Monotonic time after which the answer is of no use.
+        arrived_s: Monotonic time of arrival.
     """
 
     rank_s: float
@@ -42,14 +43,16 @@ class Request(NamedTuple):
     inputs: Tensors
     n_rows: int
     deadline_s: float
+    arrived_s: float
 
 
 class EngineCall(NamedTuple):
-    """One call of the engine: how many requests and rows it held and how many seconds it took."""
+    """One call of the engine: requests, rows, seconds, and the seconds its requests had waited, added up."""
 
     n_requests: int
     n_rows: int
     seconds: float
+    waited_s: float
 
 
 class Outcome(NamedTuple):
@@ -121,7 +124,7 @@ class _Batch:
         try:
             names = requests[0].inputs
             joined = {name: np.concatenate([each.inputs[name] for each in requests]) for name in names}
-            outputs = self._call(joined, n_requests=len(requests), n_rows=n_rows)
+            outputs = self._call(joined, requests=requests, n_rows=n_rows)
         except MemoryError:
             self._remember(n_rows)
         except Exception:  # an engine is foreign code; run alone, the guilty shows itself
@@ -138,7 +141,7 @@ class _Batch:
         if not _is_awaited(request):
             return None
         try:
-            return self._pieces(request.inputs, n_rows=request.n_rows, most_rows=self._max_rows)
+            return self._pieces(request, most_rows=self._max_rows)
         except ModelError as error:
             return error
         except Exception as error:  # an engine is foreign code, and these rows passed the signature
@@ -146,16 +149,18 @@ class _Batch:
             failure.__cause__ = error
             return failure
 
-    def _pieces(self, inputs: Tensors, *, n_rows: int, most_rows: int) -> Tensors:
+    def _pieces(self, request: Request, *, most_rows: int) -> Tensors:
         """Answer one request's rows, in smaller pieces where the memory is too small."""
+        inputs, n_rows = request.inputs, request.n_rows
         while True:
             try:
                 if n_rows <= most_rows:
-                    return self._call(inputs, n_requests=1, n_rows=n_rows)
+                    return self._call(inputs, requests=(request,), n_rows=n_rows)
                 parts = []
                 for start in range(0, n_rows, most_rows):
                     piece = {name: array[start : start + most_rows] for name, array in inputs.items()}
-                    parts.append(self._call(piece, n_requests=1, n_rows=min(most_rows, n_rows - start)))
+                    n_piece = min(most_rows, n_rows - start)
+                    parts.append(self._call(piece, requests=(request,), n_rows=n_piece))
                 return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             except MemoryError:
                 tried = min(most_rows, n_rows)
@@ -164,14 +169,16 @@ class _Batch:
                 self._remember(tried)
                 most_rows = tried // 2
 
-    def _call(self, inputs: Tensors, *, n_requests: int, n_rows: int) -> Tensors:
+    def _call(self, inputs: Tensors, *, requests: Sequence[Request], n_rows: int) -> Tensors:
+        now_s = time.monotonic()
+        waited_s = sum(now_s - request.arrived_s for request in requests)
         start_s = time.perf_counter()
         outputs = self._run(inputs)
         seconds = time.perf_counter() - start_s
         for name, array in outputs.items():
             if len(array) != n_rows:
                 raise ModelError(f"the model answers {n_rows} rows with {len(array)} of {name!r}")
-        self.calls.append(EngineCall(n_requests, n_rows, seconds))
+        self.calls.append(EngineCall(len(requests), n_rows, seconds, waited_s))
         return outputs
 
     def _remember(self, too_many_rows: int) -> None:

@@ -11,9 +11,9 @@ _MAPPED = "::ffff:"
 
 
 def headers_of(context: Any) -> Headers:
-    """Give a call's metadata as HTTP headers are given."""
+    """Give a call's metadata as HTTP headers are given: without the space around a value that gRPC keeps."""
     return [
-        (key.encode(), value.encode() if type(value) is str else value)
+        (key.encode(), value.strip().encode() if type(value) is str else value)
         for key, value in context.invocation_metadata()
     ]
 

@@ -31,7 +31,7 @@ class Inferring(Protocol):
 class Administering(Protocol):
     """What answers everything but infer, in REST's terms."""
 
-    async def answer(self, route: Route, body: bytes) -> Reply:
+    async def answer(self, route: Route, body: bytes, *, caller: Any) -> Reply:
         """Answer with the protocol's JSON; an unknown model or version is a ``NotFoundError``."""
 
 

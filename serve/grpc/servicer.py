@@ -83,19 +83,20 @@ class Servicer:
             NotFoundError: The model or the version is not served here.
         """
         route = Route("ready", "GET") if model is None else Route("model_ready", "GET", model, version)
-        reply = await self._rooms.administration.answer(route, b"")
+        reply = await self._rooms.administration.answer(route, b"", caller=None)
         return reply.status == 200 and orjson.loads(reply.body).get("ready", True) is True
 
-    async def admit(self, context: Any, action: Action, model: str | None) -> None:
-        """Let a call pass or refuse it.
+    async def admit(self, context: Any, action: Action, model: str | None) -> Caller:
+        """Let a call pass or refuse it; says who makes it.
 
         Raises:
             ForbiddenError: The caller may not do this.
             UnauthorizedError: The call carries no key or token that counts.
         """
         gate = self._rooms.gate
-        caller = await gate.admit_patiently(headers_of(context), peer_of(context.peer()))
+        caller: Caller = await gate.admit_patiently(headers_of(context), peer_of(context.peer()))
         gate.authorize(caller, action, model)
+        return caller
 
     def _administrative(self) -> dict[str, Ask]:
         return {
@@ -194,8 +195,10 @@ class Servicer:
         """Ask in REST's terms and read the JSON into a message, which leaves out what REST says beyond it."""
         return await self._ask_route(message, Route(kind, "GET", model, version or None), b"")
 
-    async def _ask_route(self, message: Any, route: Route, body: bytes) -> Any:
-        reply = await self._rooms.administration.answer(route, body)
+    async def _ask_route(
+        self, message: Any, route: Route, body: bytes, *, caller: Caller | None = None
+    ) -> Any:
+        reply = await self._rooms.administration.answer(route, body, caller=caller)
         value = orjson.loads(reply.body) if reply.body else {}
         if isinstance(value, list):  # the index is a list in REST
             value = {"models": value}
@@ -231,10 +234,12 @@ class Servicer:
         return await self._ask(message, "stats", model=request.name, version=request.version)
 
     async def _index(self, request: Any, context: Any) -> Any:
-        await self.admit(context, "read", None)
+        caller = await self.admit(context, "read", None)
         _refuse_repository(request)
         body = orjson.dumps({"ready": request.ready})
-        return await self._ask_route(pb.RepositoryIndexResponse(), Route("index", "POST"), body)
+        return await self._ask_route(
+            pb.RepositoryIndexResponse(), Route("index", "POST"), body, caller=caller
+        )
 
     async def _load(self, request: Any, context: Any) -> Any:
         return await self._change("load", request, context, pb.RepositoryModelLoadResponse())

@@ -207,6 +207,9 @@ class Gatekeeper:
             raise ForbiddenError("only requests from this machine are answered", hint="serve with a key")
         if not self._open:
             for name, value in headers:
+                # A name of somebody else's that leads here is how a page of theirs would read the answers.
+                if name == b"host" and not self._is_own(b"//" + value):
+                    raise ForbiddenError("the request is for another host", hint="ask 127.0.0.1 or localhost")
                 # A page of any web site, open in a browser on this machine, is not this machine.
                 if name == b"origin" and not self._is_own(value):
                     raise ForbiddenError(

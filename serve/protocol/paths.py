@@ -105,7 +105,7 @@ class Paths:
         self._known: dict[str, Route] = dict(_FIXED)
 
     def find(self, method: str, path: str) -> Route:
-        """Find what a request asks for.
+        """Find what a request asks for; HEAD asks for what GET does, and the server leaves the body out.
 
         Args:
             method: In capitals.
@@ -122,10 +122,10 @@ class Paths:
                 self._known = dict(_FIXED)
             if len(path) <= _MAX_KEPT_CHARS:
                 self._known[path] = route
-        if method != route.method:
+        if method != route.method and (method, route.method) != ("HEAD", "GET"):
             shown = path[:MAX_SHOWN_CHARS]
             error = MethodError(f"{method[:20]} is not possible on {shown}", hint=f"use {route.method}")
-            error.allowed = route.method
+            error.allowed = "GET, HEAD" if route.method == "GET" else route.method
             raise error
         return route
 

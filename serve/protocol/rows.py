@@ -16,12 +16,13 @@ import numpy as np
 import orjson
 
 from kit.errors import InputError, nearest
-from kit.signature import Signature, Tensors
+from kit.signature import Signature, Tensors, TensorSpec
 from serve.protocol.body import MAX_SHOWN_CHARS, check_keys, read_json
 from serve.protocol.card import Card, Reply
 from serve.protocol.plan import plan_of
 from serve.protocol.request import NO_PARAMETERS, InferRequest, as_field, check_parameters, checked_id
 
+_LEAST_INT64 = -(1 << 63)
 _WRAPPER_KEYS = frozenset({"rows", "id", "parameters"})
 _LEFT_OUT = frozenset({"logits"})
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
@@ -89,7 +90,18 @@ class JsonRows:
                 tensors = signature.from_rows(self._rows)
             except RecursionError as error:
                 raise InputError("a value of the rows is nested too deeply") from error
+            for spec in signature.inputs:
+                if spec.dtype == "int64" and (tensors[spec.name] == _LEAST_INT64).any():
+                    self._refuse_rounded(spec)
         return InferRequest(self.id, tensors, len(self._rows), plan_of(signature).json_outputs)
+
+    def _refuse_rounded(self, spec: TensorSpec) -> None:
+        """Refuse -2^63 as a float, which JSON's parser makes of whole numbers below it too."""
+        for row, cells in enumerate(self._rows):
+            for column in spec.columns:
+                for item in np.ravel(np.array(cells[column], dtype=object)):
+                    if type(item) is float and item <= _LEAST_INT64:
+                        raise InputError(f"column {column!r}, row {row}: {item} is not a whole int64")
 
     def _packed(self, signature: Signature) -> Tensors | None:
         """Read rows of plain numbers in one step of C; None where they are not, right or wrong."""

@@ -196,7 +196,7 @@ class _Desk:
     def _rollback(self) -> ReleaseResult:
         last = self._store.last(self._endpoint)
         head = self._head()
-        number = self._settings.to or target_of_rollback(head, read=self._read)
+        number = self._settings.to or self._standing(head) or target_of_rollback(head, read=self._read)
         target = self._read(number)
         made = rolled_back(
             head, target=target, sequence=last + 1, made_ns=time.time_ns(), note=self._settings.note
@@ -208,6 +208,11 @@ class _Desk:
                 f"kit release {self._endpoint} set {head.follow}"
             )
         return self._put(made, warnings=tuple(warnings))
+
+    def _standing(self, head: Release) -> int:
+        """Give what answers where the newest release failed, the newest such; 0 where it failed nowhere."""
+        views = [_view(each, self._endpoint) for each in self._living()]
+        return max((each.in_force for each in views if _state(each, head.sequence) == "failed"), default=0)
 
     def _read(self, sequence: int) -> Release:
         try:

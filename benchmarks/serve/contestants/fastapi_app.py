@@ -1,4 +1,4 @@
-"""FastAPI on one uvicorn process, in its fastest form: a body it does not check, an answer it does not look at.
+"""FastAPI on one uvicorn process, in its fastest form: neither body nor answer are checked.
 
 With models of pydantic in and out it answers about a fifth less.
 """
