@@ -159,7 +159,7 @@ def test_ray_serve_reads_the_endpoint_as_it_is_meant() -> None:
     config = yaml.safe_load(manifest("rayservice", model="digits", replicas=3)["spec"]["serveConfigV2"])
     read = ServeDeploySchema.model_validate(config)
     application = read.applications[0]
-    assert application.args == {"project": "/home/ray/project", "model": "digits"}
+    assert application.args == {"project": "/home/ray/project", "models": ["digits"]}
     deployment = application.deployments[0]
     assert deployment.num_replicas == 3
     # Ray Serve takes keys it does not know without a word: every one of ours must have become something.

@@ -77,7 +77,7 @@ async def batching(
         max_wait_s=max_wait_s,
         max_queue_rows=max_queue_rows,
         inline_s=inline_s,
-        on_batch=lambda n_requests, n_rows, seconds: None,
+        on_batch=lambda n_requests, n_rows, seconds, waited_s: None,
     )
     try:
         yield batcher
@@ -214,7 +214,7 @@ def test_a_deadline_that_has_passed_when_the_engine_is_free_is_not_run() -> None
     async def main() -> None:
         waiting, loop = Waiting(), asyncio.get_running_loop()
         late, good = (
-            Request(1.0, number, loop.create_future(), rows(number), 1, deadline_s)
+            Request(1.0, number, loop.create_future(), rows(number), 1, deadline_s, 0.0)
             for number, deadline_s in enumerate((5.0, 20.0))
         )
         waiting.push(late)
@@ -311,7 +311,7 @@ def test_a_stream_of_high_priority_does_not_starve_a_low_one() -> None:
 
         def arrive(now_s: float, *, priority: int) -> Request:
             rank = rank_s(now_s, priority=priority)
-            request = Request(rank, waiting.next_sequence(), loop.create_future(), rows(1), 1, 1e9)
+            request = Request(rank, waiting.next_sequence(), loop.create_future(), rows(1), 1, 1e9, now_s)
             waiting.push(request)
             return request
 
@@ -601,7 +601,7 @@ def test_a_batcher_that_never_worked_closes() -> None:
         max_wait_s=0,
         max_queue_rows=1,
         inline_s=0,
-        on_batch=lambda n_requests, n_rows, seconds: None,
+        on_batch=lambda n_requests, n_rows, seconds, waited_s: None,
     )
     batcher.close()
     asyncio.run(batcher.wait_closed())
@@ -616,7 +616,7 @@ def test_every_call_is_told() -> None:
             max_wait_s=0.0,
             max_queue_rows=64,
             inline_s=0.0,
-            on_batch=lambda n_requests, n_rows, seconds: told.append((n_requests, n_rows)),
+            on_batch=lambda n_requests, n_rows, seconds, waited_s: told.append((n_requests, n_rows)),
         )
         await asyncio.gather(ask(batcher, 1, 2), ask(batcher, 3))
         assert told == [(2, 3)]

@@ -114,7 +114,7 @@ def test_results_never_mix(requests: list[Asked], max_rows: int, max_wait_s: flo
             max_wait_s=max_wait_s,
             max_queue_rows=40,
             inline_s=inline_s,
-            on_batch=lambda n_requests, n_rows, seconds: None,
+            on_batch=lambda n_requests, n_rows, seconds, waited_s: None,
         )
         fates = await asyncio.gather(*[ask(batcher, each, number=n) for n, each in enumerate(requests)])
         for number, (asked, fate) in enumerate(zip(requests, fates, strict=True)):
@@ -142,7 +142,7 @@ def test_many_clients_get_their_own_answers(inline_s: float) -> None:
             max_wait_s=0.0,
             max_queue_rows=1024,
             inline_s=inline_s,
-            on_batch=lambda n_requests, n_rows, seconds: None,
+            on_batch=lambda n_requests, n_rows, seconds, waited_s: None,
         )
 
         async def client(number: int) -> None:

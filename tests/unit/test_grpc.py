@@ -114,7 +114,7 @@ class Administration:
         self.ready = True
         self.fault: Exception | None = None
 
-    async def answer(self, route: Route, body: bytes) -> Reply:
+    async def answer(self, route: Route, body: bytes, *, caller: Caller | None) -> Reply:
         self.asked.append((route, body))
         if self.fault is not None:
             raise self.fault
