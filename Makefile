@@ -88,7 +88,7 @@ bench: setup  ## the figures the documents show: ours beside a bare loop, interl
 	$(BIN)/python benchmarks/batch
 	$(BIN)/python benchmarks/batch --memory
 	$(BIN)/python benchmarks/batch --small
-	folder=$$(mktemp -d) && $(DEMO) --folder $$folder >/dev/null && $(BIN)/python benchmarks/serve.py $$folder/digits digits
+	$(BIN)/python benchmarks/serve --all
 
 clean:  ## remove the environments and caches
 	rm -rf .venv .venv-device .venv-oms .venv-tflite .venv-clients .mypy_cache .pytest_cache .ruff_cache .hypothesis .bench

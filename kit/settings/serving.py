@@ -159,7 +159,8 @@ class ServeSettings(CommandSettings):
         default=2048,
         ge=1,
         le=1 << 20,
-        description="Most rows a model's replica lets wait, and never more than a second's work; 429 beyond.",
+        description="Most rows a model's replica lets wait, and never more than half a second's work; "
+        "429 beyond.",
     )
     deadline_ms: float = Field(
         default=30_000.0,

@@ -25,7 +25,7 @@ OnBatch = Callable[[int, int, float, float], None]
 
 #: However many rows may wait, no more do than the engine answers in this time (or one batch), so that who is
 #: let in is answered soon and who is not hears so at once.
-QUEUE_S = 1.0
+QUEUE_S = 0.5
 #: The queue is looked through for passed deadlines and cancelled requests at most this often.
 _SWEEP_S = 0.005
 #: After a batch that did not fit the memory, larger ones are tried again after this.

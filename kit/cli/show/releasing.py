@@ -37,6 +37,8 @@ def release(result: ReleaseResult) -> None:
         )
     else:  # a line, without the tenth of a second a table takes to load: this may be a rollback
         print(f"{title}: {_shares(newest)}")
+    if newest.paused:
+        print(f"{result.endpoint} is unloaded: nothing of it answers until it is loaded again")
     if newest.sticky != "none":
         print(f"sticky: {newest.sticky}; a request without it falls on a version by chance")
     if newest.follow:
