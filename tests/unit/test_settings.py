@@ -125,6 +125,16 @@ def test_a_value_that_breaks_its_rule_is_named(tmp_path: Path, where: str, line:
         ("[data.inputs]", "columns = ['a', 'a']", "column 'a' is named twice"),
         ("[data.inputs]", "columns = ['a']\n[[data.inputs]]\nname = 'image'", "input 'image' is named twice"),
         ("serve", "host = '0.0.0.0'\nauth = 'none'", "host '0.0.0.0' is reachable from outside"),
+        ("serve", "tls_cert = 'cert.pem'", "tls_cert and tls_key belong together"),
+        ("serve", "replicas = 0", "nothing would ever answer; set max_replicas"),
+        ("serve", "replicas = 3\nmax_replicas = 2", "max_replicas is 2, fewer than replicas, 3"),
+        (
+            "serve",
+            "grpc_port = 1\nreplicas = 0\nmax_replicas = 2",
+            "without a replica nothing listens for gRPC",
+        ),
+        ("serve", "grpc_port = 1\nmodel.a.own_deployment = true", "gRPC does not reach 'a'"),
+        ("serve", "model.a.gpus = 1.0", "replicas and gpus are of a deployment of its own"),
         ("gates.floors", "rmse = 1.0", "[gates] floors.rmse does not measure a classification project"),
     ],
 )
