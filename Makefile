@@ -10,7 +10,7 @@ DEMO := $(BIN)/python -m kit.cli.demo --device-python $(CURDIR)/.venv-device/bin
 SOURCES := kit jobs serve edge tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check fix test test-fitting test-batch test-endpoint test-others bench clean
+.PHONY: help setup demo check fix test test-fitting test-batch test-endpoint test-others test-unit bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -63,7 +63,7 @@ FITTING := $(wildcard tests/cluster/test_tune*.py tests/cluster/test_train*.py t
 BATCH := $(filter-out $(FITTING),$(wildcard tests/cluster/test_*.py))
 ENDPOINT := $(wildcard tests/system/test_serve*.py tests/system/test_clients.py)
 OTHERS := $(filter-out $(ENDPOINT),$(wildcard tests/system/test_*.py))
-LANES := test-fitting test-batch test-endpoint test-others
+LANES := test-fitting test-others test-batch test-endpoint test-unit
 lane = @mkdir -p .pytest_cache; $(BIN)/python -m pytest $(2) >.pytest_cache/$(1).log 2>&1; status=$$?; \
 	cat .pytest_cache/$(1).log; exit $$status
 
@@ -73,7 +73,10 @@ test-fitting: setup
 	$(call lane,fitting,$(FITTING))
 
 test-batch: setup
-	$(call lane,batch,$(BATCH) tests/unit)
+	$(call lane,batch,$(BATCH))
+
+test-unit: setup
+	$(call lane,unit,tests/unit)
 
 test-endpoint: setup .venv-clients/ready
 	$(call lane,endpoint,$(ENDPOINT))
