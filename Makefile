@@ -2,7 +2,8 @@
 # They need Python 3.11, make and a package registry.
 
 PYTHON ?= python3.11
-PIP := -m pip install --quiet --disable-pip-version-check
+# Modules are compiled when they are first imported: compiling all of them takes a minute.
+PIP := -m pip install --quiet --no-compile --disable-pip-version-check
 BIN := .venv/bin
 # The environments are installed side by side.
 MAKEFLAGS += --jobs=4

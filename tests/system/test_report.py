@@ -84,9 +84,8 @@ EXPORT: dict[str, Any] = {
 SERVE: dict[str, Any] = {
     "status": {
         "url": "http://127.0.0.1:8000",
-        "model": "digits",
-        "version": 1,
-        "digest": DIGEST,
+        "grpc": None,
+        "models": [{"model": "digits", "version": 1, "digest": DIGEST, "release": 1}],
         "engine": "onnxruntime",
         "replicas": 1,
         "ingress": "haproxy",
