@@ -571,7 +571,7 @@ def test_a_time_budget_ends_trials_and_what_they_reached_counts(
     project = Project.open(project.folder)
 
     class Clock:
-        """Tells Ray Tune that an hour has passed once a trial has done so many epochs that some were heard."""
+        """Tells Ray Tune that an hour has passed once a trial has told of a hundred epochs."""
 
         @staticmethod
         def time() -> float:
