@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -21,6 +22,10 @@ from kit.runner import softmax
 from kit.settings import InitSettings
 from kit.signature import Signature, TensorSpec
 from kit.steps import Block, Steps
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("kit", deadline=None)
+hypothesis.settings.load_profile("kit")
 
 WEIGHTS = np.array([[2.0, -1.0], [-1.0, 2.0]], dtype=np.float32)
 GOLDEN_ROWS = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.25], [-1.0, 1.0]], dtype=np.float32)

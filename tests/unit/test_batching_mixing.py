@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from dataclasses import dataclass
@@ -149,7 +150,13 @@ def test_many_clients_get_their_own_answers(inline_s: float) -> None:
             for index in range(20):
                 value = float(100 * number + index)
                 inputs = {"x": np.full((1 + number % 3, 2), value)}
-                answer = await batcher.submit(inputs, n_rows=1 + number % 3, deadline_s=time.monotonic() + 20)
+                while True:
+                    with contextlib.suppress(OverloadedError):  # the machine is busy, and so is the queue
+                        answer = await batcher.submit(
+                            inputs, n_rows=1 + number % 3, deadline_s=time.monotonic() + 20
+                        )
+                        break
+                    await asyncio.sleep(0)
                 assert (answer["y"] == value + 1).all()
 
         await asyncio.gather(*[client(number) for number in range(32)])
