@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -239,16 +239,6 @@ def serving(project: Project, *models: str, **more: Any) -> Iterator[Served]:
     finally:
         if not endpoint.stopped:
             endpoint.stop()
-
-
-def await_true(ask: Callable[[], bool], *, within_s: float, why: str) -> float:
-    """Wait until something holds; gives the seconds it took."""
-    began_s = time.monotonic()
-    while not ask():
-        if time.monotonic() - began_s > within_s:
-            pytest.fail(f"not within {within_s} s: {why}")
-        time.sleep(0.01)
-    return time.monotonic() - began_s
 
 
 def descendants(pid: int) -> dict[int, str]:

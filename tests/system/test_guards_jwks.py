@@ -27,6 +27,7 @@ from serve.guards import keyset
 from serve.guards.gatekeeper import Gatekeeper, GuardPlan
 from serve.guards.keyset import fetch
 from serve.guards.tokens import UnsettledError
+from tests.awaiting import await_true
 
 ISSUER = "https://login.example"
 KEYS = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("old", "new", "newer")}
@@ -129,13 +130,6 @@ def open_gate(
         gate.close()
 
 
-def _until(condition: Callable[[], bool], *, within_s: float = 5.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen in time"
-        time.sleep(0.01)
-
-
 def _counts(gate: Gatekeeper, key_id: str) -> bool:
     try:
         gate.admit(_headers(key_id), None)
@@ -158,7 +152,7 @@ def test_a_token_signed_with_a_new_key_counts_after_one_reading(
     with pytest.raises(UnsettledError) as caught:
         gate.admit(_headers("new"), None)
     assert "again" in (caught.value.hint or "")
-    _until(lambda: _counts(gate, "new"))
+    await_true(lambda: _counts(gate, "new"), within_s=5)
     assert provider.asked == 2
 
 
@@ -213,7 +207,7 @@ def test_a_withdrawn_key_counts_no_more_although_its_tokens_were_seen(
     gate = open_gate(poll_s=0.1)
     assert gate.admit(_headers("old"), None).subject == "alice"
     provider.body = _key_set("new")
-    _until(lambda: not _counts(gate, "old"))
+    await_true(lambda: not _counts(gate, "old"), within_s=5)
     assert _counts(gate, "new")
 
 
@@ -222,13 +216,13 @@ def test_keys_outlive_the_provider_s_outage(
 ) -> None:
     gate = open_gate(poll_s=0.05, pause_s=0.05)
     provider.stop()
-    _until(lambda: "stay in force" in said.text)
+    await_true(lambda: "stay in force" in said.text, within_s=5)
     _pass_pause()
     assert _counts(gate, "old")
     assert said.text.count("stay in force") == 1
     provider.body = _key_set("old", "newer")
     provider.start()
-    _until(lambda: _counts(gate, "newer"))
+    await_true(lambda: _counts(gate, "newer"), within_s=5)
     assert "answers again" in said.text
 
 
@@ -241,7 +235,7 @@ def test_a_provider_that_is_down_does_not_stop_a_replica(
     assert gate.admit([(b"authorization", b"Bearer own")], None).subject == "endpoint"
     assert not _counts(gate, "old")
     provider.start()
-    _until(lambda: _counts(gate, "old"))
+    await_true(lambda: _counts(gate, "old"), within_s=5)
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"keys": []}', b"<html>"])
@@ -250,7 +244,7 @@ def test_a_provider_that_answers_nonsense_changes_nothing(
 ) -> None:
     gate = open_gate(poll_s=0.05, pause_s=0.05)
     provider.body = body
-    _until(lambda: "stay in force" in said.text)
+    await_true(lambda: "stay in force" in said.text, within_s=5)
     assert _counts(gate, "old")
 
 

@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from kit.signature import Tensors
 from serve.grpc import inference_pb2 as pb
+from tests.awaiting import await_true
 from tests.system.served_models import (
     BREAKS_ABOVE,
     CLASSES,
@@ -26,7 +27,6 @@ from tests.system.serving import (
     INFER,
     Served,
     assert_equal_bits,
-    await_true,
     binary_body,
     grpc_request,
     kit,

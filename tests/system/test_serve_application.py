@@ -15,6 +15,7 @@ import yaml
 
 from jobs.render import describe
 from kit.settings import ClusterSettings
+from tests.awaiting import await_true
 from tests.system.served_models import (
     draw_rows,
     engine_answers,
@@ -25,7 +26,6 @@ from tests.system.serving import (
     Served,
     alive,
     assert_equal_bits,
-    await_true,
     body,
     descendants,
     free_port,

@@ -24,6 +24,7 @@ from kit.settings.serving import AccessSettings
 from serve import ingress
 from serve.grpc import inference_pb2 as pb
 from serve.guards.access import access
+from tests.awaiting import await_true
 from tests.system.credentials import (
     token,
 )
@@ -36,7 +37,6 @@ from tests.system.serving import (
     INFER,
     Served,
     assert_equal_bits,
-    await_true,
     binary_body,
     body,
     descendants,

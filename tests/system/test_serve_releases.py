@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from tests.awaiting import await_true
 from tests.system.load import Load, post
 from tests.system.served_models import (
     ONE_ROW,
@@ -22,7 +23,6 @@ from tests.system.serving import (
     INFER,
     Served,
     assert_equal_bits,
-    await_true,
     body,
     kit,
     tensors_of,

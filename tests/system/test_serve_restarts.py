@@ -15,6 +15,7 @@ from pyarrow import parquet
 from kit.settings.serving import AccessSettings
 from serve import ingress
 from serve.guards.access import access
+from tests.awaiting import await_true
 from tests.system.credentials import (
     write_certificate,
 )
@@ -29,7 +30,6 @@ from tests.system.serving import (
     Served,
     alive,
     assert_equal_bits,
-    await_true,
     body,
     descendants,
     grpc_request,

@@ -32,6 +32,7 @@ from kit.model_version import Parts, write_model_version
 from kit.project import Project
 from kit.signature import Signature, Tensors, TensorSpec
 from kit.signing import generate_key
+from tests.awaiting import await_true
 from tests.system.load import Load, Tally, post
 
 pytestmark = pytest.mark.timeout(240)
@@ -329,15 +330,6 @@ def command(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     return ""
-
-
-def await_true(holds: Callable[[], object], *, within_s: float) -> float:
-    """Wait until something holds; gives the seconds it took."""
-    began_s = time.monotonic()
-    while not holds():
-        assert time.monotonic() - began_s < within_s, f"it does not hold within {within_s} s"
-        time.sleep(0.05)
-    return time.monotonic() - began_s
 
 
 def gone(processes: dict[int, str], *, within_s: float = 20) -> None:

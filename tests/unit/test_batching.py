@@ -605,6 +605,7 @@ def test_a_batcher_that_never_worked_closes() -> None:
     )
     batcher.close()
     asyncio.run(batcher.wait_closed())
+    assert batcher.waiting_rows == 0
 
 
 def test_every_call_is_told() -> None:

@@ -581,6 +581,8 @@ def test_a_stream_whose_client_leaves_ends_its_requests(serving: Any) -> None:
             stream.cancel()
             async with asyncio.timeout(5):
                 await left.wait()
+            await asyncio.sleep(0)
+            assert bench.service.ended[-1].outcome == "cancelled"
 
     uvloop.run(scenario())
 

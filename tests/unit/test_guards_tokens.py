@@ -460,7 +460,7 @@ def test_an_address_that_cannot_be_trusted_is_refused(url: str) -> None:
     ["https://login.example/jwks", "http://127.0.0.1:8080/jwks", "http://localhost/", "http://[::1]:80/"],
 )
 def test_https_and_this_machine_are_trusted(url: str) -> None:
-    check_url(url)
+    assert check_url(url).geturl() == url
 
 
 def test_an_address_is_shown_without_its_query() -> None:

@@ -67,6 +67,7 @@ def test_of_two_writers_of_one_number_one_is_told(store: ReleaseStore) -> None:
 def test_a_release_whose_writing_is_repeated_by_the_disk_is_no_conflict(store: ReleaseStore) -> None:
     store.append(made(1))
     store.append(made(1))
+    assert store.history("digits") == (made(1),)
 
 
 def test_a_number_that_leaves_a_gap_is_refused(store: ReleaseStore) -> None:
