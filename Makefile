@@ -2,11 +2,13 @@
 # They need Python 3.11, make and a package registry.
 
 PYTHON ?= python3.11
-# Modules are compiled when they are first imported: compiling all of them takes a minute.
+# Modules are compiled when they are first imported: compiling all of them takes minutes. Where the environment
+# forbids to keep what was compiled, every process compiles torch and Ray again, which trebles the tests' time.
+export PYTHONDONTWRITEBYTECODE :=
 PIP := -m pip install --quiet --no-compile --disable-pip-version-check
 BIN := .venv/bin
-# The environments are installed side by side.
-MAKEFLAGS += --jobs=4
+# Environments are installed side by side, and tests run in lanes beside each other.
+MAKEFLAGS += --jobs=3
 DEMO := $(BIN)/python -m kit.cli.demo --device-python $(CURDIR)/.venv-device/bin/python
 SOURCES := kit jobs serve edge tests benchmarks
 

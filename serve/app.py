@@ -42,6 +42,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+#: Who connects to the replica's own socket: HAProxy, which runs on this machine.
+_PROXY = ("127.0.0.1", 0)
 _SWEEP_S = 0.05
 _BODY_TIMEOUT_S = 20.0
 _LEAST_BYTES_PER_S = 50_000
@@ -60,6 +62,7 @@ class Rooms:
         log: Takes a line per request, or per failed one.
         tracing: Records some requests; None records none.
         start: Awaited before the first request; gives what answers.
+        listen: Awaited when the application can answer.
         stop: Awaited after the last.
     """
 
@@ -68,6 +71,7 @@ class Rooms:
     log: RequestLog
     tracing: Tracing | None
     start: Callable[[], Awaitable[tuple[Service, Administration]]]
+    listen: Callable[[], Awaitable[None]]
     stop: Callable[[], Awaitable[None]]
 
 
@@ -127,14 +131,19 @@ class App:
         self._administration: Administration
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one ASGI connection."""
+        """Answer one ASGI connection that comes through Ray Serve."""
         kind = scope["type"]
         if kind == "http":
-            await self._http(scope, receive, send)
+            await self._http(scope, receive, send, through_ray=True)
         elif kind == "lifespan":
             await self._lifespan(receive, send)
         else:  # a WebSocket: refused before it is accepted
             await send({"type": "websocket.close", "code": 1000})
+
+    async def behind_proxy(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request that HAProxy hands over at the replica's own socket."""
+        scope["client"] = _PROXY
+        await self._http(scope, receive, send, through_ray=False)
 
     def ended(self, ended: Ended) -> None:
         """Count and log how a request for a prediction ended."""
@@ -163,17 +172,16 @@ class App:
                 )
             )
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _http(self, scope: Scope, receive: Receive, send: Send, *, through_ray: bool) -> None:
         task = current_task()
         assert task is not None
         work = _Work(task, receive)
         self._works.add(work)
-        self._metrics.in_flight += 1
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id")
         work.request_id = self._ids.of(given)
         # Ray gives every request an id that has none, and every answer its request's id.
-        work.echoed = given is not None and given == work.request_id.encode()
+        work.echoed = through_ray and given is not None and given == work.request_id.encode()
         tracing = self._rooms.tracing
         if tracing is not None:
             work.trace = tracing.begin(headers.get(b"traceparent"))
@@ -196,7 +204,6 @@ class App:
             _logger.exception("request %s failed", work.request_id)
             outcome, reply = "internal", encode_error(error)
         finally:
-            self._metrics.in_flight -= 1
             self._works.discard(work)
             if work.watch is not None:
                 work.watch.cancel()
@@ -354,6 +361,7 @@ class App:
             if message["type"] == "lifespan.startup":
                 self._service, self._administration = await self._rooms.start()
                 self._sweeper = asyncio.create_task(self._sweep())
+                await self._rooms.listen()
             else:
                 if self._sweeper is not None:
                     self._sweeper.cancel()

@@ -18,6 +18,7 @@ from kit.settings.serving import ServedModelSettings
 from serve.endpoints import replicas_folder
 from serve.releases.acks import read_acks
 from serve.replica import Replica, ReplicaPlan
+from serve.scaling import by_requests
 
 _SHARED = "kit"
 _START_TIMEOUT_S = 300.0
@@ -130,10 +131,11 @@ def _scale(settings: ServeSettings, needs: ServedModelSettings | None) -> dict[s
         return {"num_replicas": needs.replicas}
     if settings.max_replicas is None:
         return {"num_replicas": settings.replicas}
-    from ray.serve.config import AutoscalingConfig
+    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
     return {
         "autoscaling_config": AutoscalingConfig(
+            policy=AutoscalingPolicy(policy_function=by_requests),  # type: ignore[no-untyped-call]  # Ray's gap
             min_replicas=settings.replicas,
             initial_replicas=max(settings.replicas, 1),
             max_replicas=settings.max_replicas,

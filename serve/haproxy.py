@@ -48,6 +48,16 @@ _TLS_CHECK = """        grep -q ' ssl crt ' "$word" || exit 1
 """
 
 
+def socket_path(folder: Path, replica: str) -> Path:
+    """Say at which socket a replica is asked.
+
+    Args:
+        folder: Of the endpoint, open to this user alone.
+        replica: Its name, with which the name ends that Ray gives it in HAProxy's file.
+    """
+    return folder / f"{replica}.sock"
+
+
 def write_launcher(folder: Path, edits: Edits) -> Path:
     """Write the program Ray starts as HAProxy, and what it needs.
 
@@ -92,10 +102,9 @@ def sed_script(folder: Path, edits: Edits) -> str:
         folder: Where the error pages are.
         edits: What differs from endpoint to endpoint.
     """
+    asked = socket_path(folder, r"\2")
     tls = f" ssl crt {edits.pem} ssl-min-ver TLSv1.2" if edits.pem else ""
-    # A client that goes is seen by the application's own sweep; Ray's way takes two tasks per request.
     first = [
-        r"http-request set-header x-request-disconnect-disabled ?1",
         f"http-after-response set-header connection close if {{ var({LEAVING}) -m bool }}",
     ]
     first.append("http-request deny deny_status 404 if { path -i /-/routes }")
@@ -110,6 +119,9 @@ def sed_script(folder: Path, edits: Edits) -> str:
             # Statistics and metrics listen on every address otherwise.
             r"s/^( *bind) [*]?:([0-9]+)$/\1 127.0.0.1:\2/",
             rf"/^frontend http_frontend/,/^ *bind /s#^( *bind .*)$#\1{tls}{rules}#",
+            # Requests go to the replicas' own sockets, Ray's ports say whether a replica is well.
+            rf"s#^( *server SERVE_REPLICA[^ ]*[-_]([A-Za-z0-9]+)) ([^ ]+):([0-9]+) check"
+            rf"#\1 unix@{asked} check addr \3 port \4#",
             # Nobody listens for a log line per request.
             r"/^ *(log [^ ]+ local0 .*|log global|option httplog)$/d",
             # Slow headers hold a connection this long; without the line, for ever.

@@ -71,12 +71,6 @@ HAPROXY: tuple[Preset, ...] = (
         "a log line per request through Python; off: 3671 -> 5363 at 1",
     ),
     Preset(
-        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS",
-        "20",
-        "Ray's own counts, which nobody reads here: at 0 they take a third of a replica (300 us a request "
-        "against 190), and the longer they are kept the longer a flush stops it: p99 186 ms at 5000",
-    ),
-    Preset(
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S",
         "1",
         "the default holds a replica 30 s for load balancers outside; here HAProxy knows within 0.1 s",

@@ -33,10 +33,13 @@ from serve.caching import MemoryCache, RedisCache, ResponseCache
 from serve.endpoints import release_store, replicas_folder
 from serve.guards.gatekeeper import Gatekeeper, GuardPlan
 from serve.guards.rates import open_rates
+from serve.haproxy import socket_path
+from serve.listener import Listener
 from serve.models import EngineChoice, Loader, Pool, State, prime
 from serve.releases import AliasFollower, Follower, Hooks, Release
 from serve.releases.command import switch
 from serve.releases.shadow import Shadow
+from serve.scaling import IN_FLIGHT
 from serve.service import Endpoint, Resident, Service
 from serve.version_key import VersionKey
 from serve.watching.exposition import Publisher
@@ -69,6 +72,7 @@ class ReplicaPlan:
         guards: Who may ask.
         others: Models that are served at the same address by deployments of their own.
         leads: Whether it answers what is about the endpoint as a whole, and gRPC.
+        sockets: Folder of the sockets at which HAProxy asks replicas; None has them asked through Ray alone.
     """
 
     project: Path
@@ -78,6 +82,7 @@ class ReplicaPlan:
     guards: GuardPlan
     others: tuple[str, ...] = ()
     leads: bool = True
+    sockets: Path | None = None
 
 
 class Replica:
@@ -131,6 +136,7 @@ class Replica:
         )
         self._endpoints = {model: self._endpoint(model) for model in plan.endpoints}
         self._grpc: Any = None
+        self._listener: Listener | None = None
         self._unloading: set[asyncio.Task[None]] = set()
 
     def __serve_build_asgi_app__(self) -> App:
@@ -141,6 +147,7 @@ class Replica:
             log=self._log,
             tracing=self._tracing,
             start=self._start,
+            listen=self._listen,
             stop=self._stop,
         )
         self._app = App(rooms, max_body_bytes=int(self._settings.max_body_mb * 1e6))
@@ -200,6 +207,19 @@ class Replica:
         self._log.event("replica_started", pid=os.getpid(), models=", ".join(self._endpoints))
         return service, administration
 
+    async def _listen(self) -> None:
+        """Let HAProxy ask without a detour through Ray."""
+        from ray.serve import get_replica_context
+
+        if self._plan.sockets is not None:
+            path = socket_path(self._plan.sockets, get_replica_context().replica_tag)
+            self._listener = Listener(self._app.behind_proxy, path=path)
+            await self._listener.start()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell Ray Serve, which asks, what ``serve.scaling`` decides by."""
+        return {IN_FLIGHT: float(self._metrics.in_flight)}
+
     async def _start_grpc(self, service: Service, administration: Administration) -> None:
         from serve.grpc import start_server
 
@@ -213,6 +233,8 @@ class Replica:
 
     async def _stop(self) -> None:
         """Let what is in work end, and leave nothing behind."""
+        if self._listener is not None:
+            await self._listener.close()
         if self._grpc is not None:
             await self._grpc.stop(_GRPC_GRACE_S)
         await self._follower.stop()

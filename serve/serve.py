@@ -145,6 +145,7 @@ def serve(
         guards=guards,
     )
     folder = ingress.new_folder() if chosen == "haproxy" else None
+    plan = replace(plan, sockets=folder)
     stopper = _Stopper(stop or threading.Event())
     try:
         presets.apply(chosen, folder=folder, edits=_edits(plan, folder), longest_s=_longest_s(settings))

@@ -153,7 +153,13 @@ class Service:
             OverloadedError: The client's limit or the queue is full.
             UnavailableError: The version cannot be loaded.
         """
-        endpoint = self.endpoint(call.model)
+        self.metrics.in_flight += 1
+        try:
+            return await self._infer(self.endpoint(call.model), call, raw)
+        finally:
+            self.metrics.in_flight -= 1
+
+    async def _infer(self, endpoint: Endpoint, call: Call, raw: RawRequest) -> Answer:
         if self._rates is not None:
             try:
                 waiting = self._rates.check(call.caller, call.model)

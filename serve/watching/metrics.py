@@ -26,7 +26,7 @@ FAMILIES = tuple(
         ("kit_replicas_wanted", "gauge", "The fewest replicas the deployment is meant to have."),
         ("kit_requests_total", "counter", "Requests by transport and outcome."),
         ("kit_request_seconds", "histogram", "Time to an answer; requests that were refused are left out."),
-        ("kit_in_flight", "gauge", "Requests that are being worked on."),
+        ("kit_in_flight", "gauge", "Requests for predictions that are being worked on."),
         ("kit_queue_rows", "gauge", "Rows that wait for the engine."),
         ("kit_queue_limit_rows", "gauge", "Most rows that may wait."),
         ("kit_queue_wait_seconds_total", "counter", "Time that requests waited for the engine, added up."),

@@ -192,7 +192,7 @@ class Lab:
                 found.append(process)
         return found
 
-    def await_event(self, happened: Callable[[], Any], *, timeout_s: float = 90.0) -> Any:
+    def await_event(self, happened: Callable[[], Any], *, timeout_s: float = 240.0) -> Any:
         """Wait until something happened outside this process, and give what the question answered."""
         deadline_s = time.monotonic() + timeout_s
         while not (answer := happened()):
@@ -214,7 +214,7 @@ def lab() -> Iterator[Lab]:
     """Give what the tests share; what Ray started is gone afterwards."""
     shared = Lab()
     yield shared
-    shared.await_event(lambda: not shared.processes(), timeout_s=20)
+    shared.await_event(lambda: not shared.processes())
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,6 @@ from jobs.fitting.local import fit_here
 from kit.project import Project
 from kit.settings import CompressSettings
 
-pytestmark = pytest.mark.timeout(480)
-
 FLAGS = {"model": "blobs", "method": "quantize", "epochs": 20}
 
 

@@ -22,7 +22,7 @@ from kit.project import Project
 from kit.settings import PredictSettings, RunsSettings
 from kit.tables import to_tensors
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("one_ray")]
+pytestmark = pytest.mark.usefixtures("one_ray")
 
 
 def settings(project: Project, source: Any, output: Any, **flags: Any) -> PredictSettings:

@@ -17,7 +17,6 @@ from jobs.spot import MARKET_LABEL
 from kit import local_ray
 from tests.cluster.test_predict_survives import assert_every_row_once, await_commits, committed, given
 
-pytestmark = pytest.mark.timeout(300)
 #: Shards enough for nodes to come and go in the middle.
 N_ROWS, SHARD_ROWS = 800_000, 1_000
 

@@ -20,7 +20,6 @@ from kit.settings import RunsSettings
 from tests.cluster.test_predict import reference, settings
 from tests.faults import Faults
 
-pytestmark = pytest.mark.timeout(300)
 N_ROWS = 120_000
 
 

@@ -23,8 +23,6 @@ from kit.project import Project
 from kit.settings import RunsSettings
 from tests.cluster.test_predict import reference, settings
 
-pytestmark = pytest.mark.timeout(300)
-
 N_MANY = 400_000
 SHARD_ROWS = 4_000
 

@@ -20,7 +20,6 @@ from jobs.spot import MARKET_LABEL, draining_nodes, market_of, watching
 from kit import local_ray
 from tests.metadata_service import MetadataService
 
-pytestmark = pytest.mark.timeout(180)
 ROOT = Path(__file__).resolve().parents[2]
 ACTION = "/latest/meta-data/spot/instance-action"
 LIFE_CYCLE = "/latest/meta-data/instance-life-cycle"
@@ -124,10 +123,10 @@ def test_after_the_notice_nothing_is_placed_on_the_node_and_its_work_goes_on(
     spot = instances("spot")
     work, rest = occupy(spot.id), occupy(spot.id, num_cpus=0)
     with watching():
-        lab.await_event(lambda: ACTION in spot.service.asked, timeout_s=60)
+        lab.await_event(lambda: ACTION in spot.service.asked)
         assert spot.id not in draining_nodes()
         deadline_s = spot.announce()
-        lab.await_event(lambda: spot.id in draining_nodes(), timeout_s=30)
+        lab.await_event(lambda: spot.id in draining_nodes())
         assert draining_nodes()[spot.id] == deadline_s
         assert ray.get(work.is_going_on.remote())
         ray.kill(work)  # its CPU is free again, and stays so
@@ -142,10 +141,10 @@ def test_a_node_that_joins_later_is_watched_too_and_on_demand_nodes_are_not(lab:
         late = instances("spot")
         assert markets()[late.id] == "spot"
         assert markets()[steady.id] == "on-demand"
-        lab.await_event(lambda: ACTION in late.service.asked, timeout_s=60)
+        lab.await_event(lambda: ACTION in late.service.asked)
         work = occupy(late.id)
         late.announce()
-        lab.await_event(lambda: late.id in draining_nodes(), timeout_s=30)
+        lab.await_event(lambda: late.id in draining_nodes())
         del work
         assert steady.service.asked == []
         assert steady.id not in draining_nodes()
@@ -157,12 +156,12 @@ def test_a_watched_node_that_is_given_up_is_left_idle_and_the_end_takes_all_watc
     spot = instances("spot")
     wanted = {spot.id}
     with watching(nodes=lambda: wanted):
-        lab.await_event(lambda: lab.processes("ray::_Watcher"), timeout_s=60)
+        lab.await_event(lambda: lab.processes("ray::_Watcher"))
         wanted.clear()
-        lab.await_event(lambda: not lab.processes("ray::_Watcher"), timeout_s=30)
+        lab.await_event(lambda: not lab.processes("ray::_Watcher"))
         wanted.add(spot.id)
-        lab.await_event(lambda: lab.processes("ray::_Watcher"), timeout_s=60)
-    lab.await_event(lambda: not lab.processes("ray::_Watcher"), timeout_s=30)
+        lab.await_event(lambda: lab.processes("ray::_Watcher"))
+    lab.await_event(lambda: not lab.processes("ray::_Watcher"))
     assert alive(spot.id)
 
 
@@ -181,7 +180,7 @@ def test_the_watcher_on_a_node_drains_it_and_ends(lab: Any, cluster: Any, instan
     spot = instances("spot")
     work = occupy(spot.id)
     watcher = start("--node-id", spot.id, address=cluster.address, **{ENDPOINT_VARIABLE: spot.service.url})
-    lab.await_event(lambda: ACTION in spot.service.asked, timeout_s=60)
+    lab.await_event(lambda: ACTION in spot.service.asked)
     deadline_s = spot.announce()
     said = watcher.communicate(timeout=60)[1]
     assert watcher.returncode == 0, said
@@ -196,7 +195,7 @@ def test_a_pod_that_must_go_drains_and_waits_for_its_work(lab: Any, cluster: Any
     spot = instances("spot")
     work = occupy(spot.id)
     drain = start("--drain", "60", "--node-id", spot.id, address=cluster.address)
-    lab.await_event(lambda: spot.id in draining_nodes(), timeout_s=60)
+    lab.await_event(lambda: spot.id in draining_nodes())
     assert drain.poll() is None  # there is work yet
     ray.kill(work)
     said = drain.communicate(timeout=50)[1]
@@ -216,7 +215,7 @@ def test_where_several_nodes_are_meant_none_is_drained(cluster: Any, instances: 
 def test_a_watcher_that_is_stopped_ends_at_once(lab: Any, cluster: Any, instances: Any) -> None:
     spot = instances("spot")
     watcher = start(address=cluster.address, **{ENDPOINT_VARIABLE: spot.service.url})
-    lab.await_event(lambda: ACTION in spot.service.asked, timeout_s=60)
+    lab.await_event(lambda: ACTION in spot.service.asked)
     watcher.send_signal(signal.SIGTERM)
     watcher.communicate(timeout=20)
     assert watcher.returncode == -signal.SIGTERM

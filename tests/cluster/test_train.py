@@ -27,8 +27,6 @@ from kit.gates import GateResult
 from kit.project import Project
 from kit.settings import TrainSettings
 
-pytestmark = pytest.mark.timeout(480)
-
 
 def settings(project: Project, **flags: Any) -> TrainSettings:
     return project.command("train", TrainSettings, flags)

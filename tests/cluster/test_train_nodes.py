@@ -17,7 +17,6 @@ from kit import local_ray
 from kit.project import Project
 from kit.settings import TrainSettings
 
-pytestmark = pytest.mark.timeout(300)
 NOTICE_S = 4.0
 
 

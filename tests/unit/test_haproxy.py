@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.haproxy import Edits, write_launcher, write_pem
+from serve.haproxy import Edits, socket_path, write_launcher, write_pem
 
 #: The lines of Ray's file that matter here, as Ray 2.60 writes them.
 RAYS = """global
@@ -36,7 +36,9 @@ frontend http_frontend
 backend default_backend
     http-request return status 404 content-type text/plain lf-string "Path '%[path]' not found."
 backend http-kit
-    server replica 127.0.0.1:30000 check
+    server SERVE_REPLICA_kit-endpoint-gtr62sg3 127.0.0.1:30000 check observe layer4 error-limit 3
+    server SERVE_REPLICA_kit-endpoint-on64v9ev 127.0.0.1:30001 check observe layer4 error-limit 3
+    server SERVE_PROXY_ACTOR-fallback-15b8868e 127.0.0.1:37853 check backup
 listen stats
   bind *:8404
   stats enable
@@ -82,6 +84,18 @@ def test_errors_have_the_protocols_shape_and_unknown_replicas_are_no_404(tmp_pat
     assert b'{"error":' in pages["503"].read_bytes()
     assert "    http-request deny deny_status 503" in lines
     assert not any("status 404" in line and "return" in line for line in lines)
+
+
+def test_replicas_are_asked_at_their_own_sockets_and_at_rays_ports_whether_they_are_well(
+    tmp_path: Path,
+) -> None:
+    servers = [
+        line.split() for line in edited(tmp_path, Edits()).splitlines() if line.lstrip().startswith("server ")
+    ]
+    for words, replica, port in zip(servers, ("gtr62sg3", "on64v9ev"), ("30000", "30001"), strict=False):
+        assert words[2] == f"unix@{socket_path(tmp_path, replica)}"
+        assert words[3:8] == ["check", "addr", "127.0.0.1", "port", port]
+    assert servers[2][2:] == ["127.0.0.1:37853", "check", "backup"]  # Ray's own, where no replica is there
 
 
 def test_nothing_is_logged_per_request_and_slow_headers_end(tmp_path: Path) -> None:
