@@ -31,6 +31,8 @@ from kit.signature import DTYPES, Signature, Tensors, TensorSpec
 from kit.wire import decode_tensor, dtype_of, encode_tensor
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
     from kit.project import Project
@@ -70,14 +72,18 @@ def query(project: Project, settings: QuerySettings) -> QueryResult:
         settings: Whom to ask, and about what.
 
     Raises:
-        InputError: The table does not fit the model, or the endpoint refuses the key or the request.
+        InputError: The table does not fit the model, the endpoint refuses the key or the request, or
+            ``ca_file`` holds no certificates.
         NotFoundError: The endpoint does not serve the model, or the key file does not exist.
         SettingsError: The URL is malformed.
         UnavailableError: Nothing answers there, not in time, or not in the protocol.
     """
     from kit.tables import read_table, to_tensors
 
-    with connect(settings.url, key=_read_key(project, settings), timeout_s=settings.timeout_s) as client:
+    key = _read_key(project, settings)
+    with connect(
+        settings.url, key=key, timeout_s=settings.timeout_s, trust=_trusted(settings.ca_file)
+    ) as client:
         metadata = _ask(client, "GET", _path(settings.model))
         signature = _signature(settings.url, metadata)
         needed = list(signature.columns) or None
@@ -103,13 +109,35 @@ def query(project: Project, settings: QuerySettings) -> QueryResult:
     return result
 
 
-def connect(url: str, *, key: str | None, timeout_s: float) -> httpx.Client:
+def _trusted(ca_file: str | None) -> ssl.SSLContext | None:
+    """Read the certificates an endpoint's own is checked against.
+
+    Raises:
+        InputError: The file cannot be read or holds none.
+    """
+    if ca_file is None:
+        return None
+    import ssl
+
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(
+            f"ca_file {ca_file} cannot be used: {error.strerror or error}",
+            hint="give a file of certificates in PEM, such as the endpoint's tls_cert",
+        ) from error
+
+
+def connect(
+    url: str, *, key: str | None, timeout_s: float, trust: ssl.SSLContext | None = None
+) -> httpx.Client:
     """Make a client of an endpoint, to be used as a context manager; it asks nothing yet.
 
     Args:
         url: Where the endpoint listens.
         key: The endpoint's key; None when it asks for none.
         timeout_s: Longest wait for each answer.
+        trust: What an https endpoint's certificate is checked against; None takes this machine's.
 
     Raises:
         MissingDependencyError: A package that asking needs is not installed.
@@ -122,6 +150,7 @@ def connect(url: str, *, key: str | None, timeout_s: float) -> httpx.Client:
         base_url=parsed,
         timeout=timeout_s,
         headers={"authorization": f"Bearer {key}"} if key else {},
+        verify=True if trust is None else trust,
         trust_env=parsed.host not in _LOOPBACK,  # a proxy has no business on this machine
     )
 
@@ -195,6 +224,11 @@ def _ask(client: httpx.Client, method: str, path: str, *, body: bytes | None = N
             f"{url} did not answer within {client.timeout.read:g} s", hint="wait longer: --timeout-s SECONDS"
         ) from error
     except httpx.HTTPError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise UnavailableError(
+                f"the certificate of {url} is not trusted here: {error}",
+                hint="name the file of certificates it is checked against: --ca-file FILE",
+            ) from error
         raise UnavailableError(
             f"nothing answers at {url}: {error}", hint="start it: kit serve MODEL"
         ) from error

@@ -38,6 +38,7 @@ class Administration:
         replica: This replica's name.
         switch: Turns a model on or off in every replica; returns when it is done.
         others: Models at the same address in deployments of their own.
+        describe_others: Describes the versions of those; blocks.
         secured: Whether a key or token is asked for.
         lazy: Whether models wait for their first request.
     """
@@ -51,6 +52,7 @@ class Administration:
         replica: str,
         switch: Switch,
         others: tuple[str, ...],
+        describe_others: Callable[[], list[Card]],
         secured: bool,
         lazy: bool,
     ) -> None:
@@ -60,6 +62,7 @@ class Administration:
         self._replica = replica
         self._switch = switch
         self._others = others
+        self._describe_others = describe_others
         self._secured = secured
         self._lazy = lazy
 
@@ -94,8 +97,10 @@ class Administration:
             return Reply(200, text, _TEXT)
         if kind == "docs":
             return docs.docs_page()
-        names = [name for name in self._service.endpoints if _may_see(caller, name)]
-        cards = [card for name in names for card in self._service.cards(name)]
+        cards = [card for name in self._service.endpoints for card in self._service.cards(name)]
+        if self._others:
+            cards += await asyncio.to_thread(self._describe_others)
+        cards = [card for card in cards if _may_see(caller, card.name)]
         return openapi.describe_openapi(cards, secured=self._secured)
 
     async def _of_model(self, route: Route, model: str, body: bytes) -> Reply:

@@ -146,7 +146,7 @@ class App:
         await self._http(scope, receive, send, through_ray=False)
 
     def ended(self, ended: Ended) -> None:
-        """Count and log how a request for a prediction ended."""
+        """Count, log and trace how a request for a prediction ended."""
         answer = ended.answer
         if answer is not None:
             model, version = answer.card.name, answer.card.version
@@ -170,6 +170,13 @@ class App:
                     ended.transport,
                     ended.caller.subject if ended.caller is not None else "",
                 )
+            )
+        if ended.trace is not None and self._rooms.tracing is not None:
+            about: dict[str, str | int | float] = {"request_id": ended.request_id, "status": ended.status}
+            if version:
+                about |= {"model": model, "version": int(version)}
+            self._rooms.tracing.end(
+                ended.trace, name=f"infer {model}".strip(), outcome=ended.outcome, about=about
             )
 
     async def _http(self, scope: Scope, receive: Receive, send: Send, *, through_ray: bool) -> None:
@@ -214,7 +221,7 @@ class App:
             self._account(route, work, outcome=outcome, status=reply.status if reply is not None else 499)
 
     def _account(self, route: Route | None, work: _Work, *, outcome: str, status: int) -> None:
-        """Count, log and trace a request that has ended, if it was for a prediction."""
+        """Account for a request that has ended, if it was for a prediction."""
         if route is not None and route.kind not in ("infer", "predict"):
             return
         call = work.call
@@ -231,14 +238,9 @@ class App:
                 status,
                 monotonic() - work.began_s,
                 work.n_bytes,
+                work.trace,
             )
         )
-        if work.trace is not None and self._rooms.tracing is not None:
-            served = model if model in self._service.endpoints else ""
-            about: dict[str, str | int | float] = {"request_id": work.request_id, "status": status}
-            if call is not None and call.chosen is not None:
-                about |= {"model": served, "version": call.chosen.number}
-            self._rooms.tracing.end(work.trace, name=f"infer {served}".strip(), outcome=outcome, about=about)
 
     async def _routed(
         self, route: Route, scope: Scope, headers: dict[bytes, bytes], work: _Work

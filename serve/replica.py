@@ -36,6 +36,7 @@ from serve.guards.rates import open_rates
 from serve.haproxy import socket_path
 from serve.listener import Listener
 from serve.models import EngineChoice, Loader, Pool, State, prime
+from serve.protocol.card import Card
 from serve.releases import AliasFollower, Follower, Hooks, Release
 from serve.releases.command import switch
 from serve.releases.shadow import Shadow
@@ -176,6 +177,7 @@ class Replica:
             replica=self.identity,
             switch=self._switch,
             others=self._plan.others,
+            describe_others=self._describe_others,
             secured=settings.auth == "key",
             lazy=settings.lazy,
         )
@@ -229,6 +231,7 @@ class Replica:
             gatekeeper=self._gatekeeper,
             settings=self._settings,
             on_end=self._app.ended,
+            trace=self._tracing.begin if self._tracing is not None else None,
         )
 
     async def _stop(self) -> None:
@@ -303,6 +306,12 @@ class Replica:
             breaker=lambda: breaker.state,
         )
         return Resident(key, loaded, batcher=batcher, breaker=breaker, counts=counts)
+
+    def _describe_others(self) -> list[Card]:
+        """Describe what deployments of their own serve at this address; blocks, in a thread."""
+        store = release_store(self._project)
+        heads = [store.head(model) for model in self._plan.others]
+        return [self._loader.card(key) for head in heads if head is not None for key in head.needed()]
 
     async def _prepare(self, release: Release) -> None:
         """Have every version loaded that a release needs; raises what the first failure was."""

@@ -55,6 +55,11 @@ class QuerySettings(CommandSettings):
         "File holding the endpoint's key; when left out, <state>/serve/key if --url is this machine.",
         default=None,
     )
+    ca_file: str | None = path(
+        "File of the certificates (PEM) that an https endpoint's own is checked against; when left out, "
+        "those this machine trusts.",
+        default=None,
+    )
 
 
 class ExportSettings(CommandSettings):

@@ -19,6 +19,7 @@ from serve.calls import Ended
 from serve.grpc.contract import Administering, Gate, Inferring
 from serve.grpc.health import Health, reflection_handlers
 from serve.grpc.servicer import Rooms, Servicer
+from serve.watching.tracing import Trace
 
 #: Calls in work at once; more are refused. Queues are bounded on their own, this bounds bodies in memory.
 MAX_CALLS = 2048
@@ -111,6 +112,7 @@ async def start_server(
     gatekeeper: Gate,
     settings: ServeSettings,
     on_end: Callable[[Ended], None],
+    trace: Callable[[bytes | None], Trace | None] | None = None,
 ) -> GrpcServer:
     """Listen where an endpoint's settings say.
 
@@ -120,6 +122,7 @@ async def start_server(
         gatekeeper: Says who may.
         settings: Of the endpoint; ``grpc_port`` is set.
         on_end: Told of each infer request that ended.
+        trace: Says what records a request, by its traceparent; None where nothing does.
 
     Raises:
         InputError: Certificate or key cannot be used.
@@ -132,7 +135,7 @@ async def start_server(
         tls_cert=None if settings.tls_cert is None else Path(settings.tls_cert),
         tls_key=None if settings.tls_key is None else Path(settings.tls_key),
     )
-    server = GrpcServer(Rooms(service, administration, gatekeeper, on_end), options=options)
+    server = GrpcServer(Rooms(service, administration, gatekeeper, on_end, trace), options=options)
     await server.start()
     return server
 

@@ -31,6 +31,7 @@ from serve.protocol.paths import Kind, Route
 from serve.protocol.request import MAX_ID_CHARS, priority_of, timeout_s_of
 from serve.watching.logs import RequestIds
 from serve.watching.outcomes import outcome_of
+from serve.watching.tracing import Trace
 
 SERVICE = "inference.GRPCInferenceService"
 #: Requests of one stream that are in work at once: enough for a batch, and a client cannot pile up more.
@@ -46,12 +47,14 @@ class Rooms:
         administration: Answers the rest.
         gate: Says who may.
         on_end: Told of each infer request that ended.
+        trace: Says what records a request, by its traceparent; None where nothing does.
     """
 
     service: Inferring
     administration: Administering
     gate: Gate
     on_end: Callable[[Ended], None]
+    trace: Callable[[bytes | None], Trace | None] | None = None
 
 
 class Servicer:
@@ -117,6 +120,7 @@ class Servicer:
         rooms = self._rooms
         headers = headers_of(context)
         request_id = self._ids.of(header_of(headers, b"x-request-id"))
+        trace = rooms.trace(header_of(headers, b"traceparent")) if rooms.trace is not None else None
         model, code, outcome = "", grpc.StatusCode.OK, "ok"
         caller: Caller | None = None
         answer: Answer | None = None
@@ -132,7 +136,9 @@ class Servicer:
                 timeout_s=timeout_s_of(raw.parameters),
             )
             priority = priority_of(raw.parameters)
-            call = Call(model, version, caller, headers, began_s, began_s + left_s, priority, request_id)
+            call = Call(
+                model, version, caller, headers, began_s, began_s + left_s, priority, request_id, trace
+            )
             answer = await rooms.service.infer(call, raw)
             if answer.fallback:
                 outcome = "fallback"
@@ -145,7 +151,11 @@ class Servicer:
             status: int = code.value[0]
             chosen = call.chosen if call is not None else None
             rooms.on_end(
-                Ended(model, "grpc", request_id, caller, answer, chosen, outcome, status, seconds, len(body))
+                Ended(
+                    *(model, "grpc", request_id, caller, answer, chosen, outcome, status, seconds),
+                    n_bytes=len(body),
+                    trace=trace,
+                )
             )
 
     async def _infer_stream(self, bodies: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:

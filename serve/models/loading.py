@@ -123,6 +123,22 @@ class Loader:
         self._own = dict(own or {})
         self._batch_rows = max(2, math.isqrt(max_batch_rows))
         self._alone = _Alone()
+        self._cards: dict[VersionKey, Card] = {}
+
+    def card(self, key: VersionKey) -> Card:
+        """Fetch and verify a version and say what clients may know of it, without opening it.
+
+        Raises:
+            NotFoundError: The store does not have it.
+            UnavailableError: The store cannot be reached.
+            VerificationError: A digest or the signature does not hold.
+        """
+        if key not in self._cards:
+            folder = self._store.fetch(key.digest)
+            version = ModelVersion.open(folder, trusted=self._trusted, digest=key.digest)
+            engine = self._own.get(key.model, self._choice).engine
+            self._cards[key] = Card(key.model, key.number, key.digest, engine, version.signature)
+        return self._cards[key]
 
     def load(self, key: VersionKey) -> Loaded:
         """Fetch, verify, open, warm and test a version.

@@ -33,7 +33,7 @@ def test_a_compression_killed_on_the_way_ends_with_the_same_version(
         lambda: any(checkpoints.rglob("progress.json")) or driver.poll() is not None, timeout_s=180
     )
     driver.kill()
-    driver.communicate(timeout=60)
+    driver.communicate(timeout=300)
     assert driver.returncode == -signal.SIGKILL
     assert [record.number for record in killed.registry().versions("blobs")] == [1]
 

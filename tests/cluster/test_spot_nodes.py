@@ -182,7 +182,7 @@ def test_the_watcher_on_a_node_drains_it_and_ends(lab: Any, cluster: Any, instan
     watcher = start("--node-id", spot.id, address=cluster.address, **{ENDPOINT_VARIABLE: spot.service.url})
     lab.await_event(lambda: ACTION in spot.service.asked)
     deadline_s = spot.announce()
-    said = watcher.communicate(timeout=60)[1]
+    said = watcher.communicate(timeout=300)[1]
     assert watcher.returncode == 0, said
     assert "its node is drained" in said
     assert draining_nodes()[spot.id] == deadline_s
@@ -198,7 +198,7 @@ def test_a_pod_that_must_go_drains_and_waits_for_its_work(lab: Any, cluster: Any
     lab.await_event(lambda: spot.id in draining_nodes())
     assert drain.poll() is None  # there is work yet
     ray.kill(work)
-    said = drain.communicate(timeout=50)[1]
+    said = drain.communicate(timeout=300)[1]
     assert drain.returncode == 0, said
     assert not alive(spot.id)
 
@@ -206,7 +206,7 @@ def test_a_pod_that_must_go_drains_and_waits_for_its_work(lab: Any, cluster: Any
 def test_where_several_nodes_are_meant_none_is_drained(cluster: Any, instances: Any) -> None:
     spot = instances("spot")
     drain = start("--drain", "5", address=cluster.address)  # the head is on this machine as well
-    said = drain.communicate(timeout=60)[1]
+    said = drain.communicate(timeout=300)[1]
     assert drain.returncode == 5
     assert "nodes of the cluster" in said
     assert spot.id not in draining_nodes()
@@ -217,5 +217,5 @@ def test_a_watcher_that_is_stopped_ends_at_once(lab: Any, cluster: Any, instance
     watcher = start(address=cluster.address, **{ENDPOINT_VARIABLE: spot.service.url})
     lab.await_event(lambda: ACTION in spot.service.asked)
     watcher.send_signal(signal.SIGTERM)
-    watcher.communicate(timeout=20)
+    watcher.communicate(timeout=300)
     assert watcher.returncode == -signal.SIGTERM

@@ -76,13 +76,13 @@ def test_a_training_stopped_and_killed_on_the_way_ends_with_the_same_bytes(
         names = {each.pid: each.name() for each in started}
         assert started
         driver.send_signal(number)
-        _, said = driver.communicate(timeout=60)
+        _, said = driver.communicate(timeout=300)
         assert driver.returncode == -number
         if number == signal.SIGINT:
             assert said.rstrip().endswith("KeyboardInterrupt"), said
         else:  # Ray's agents ask a dead Ray for a minute before they go
             started = [each for each in started if "Agent" not in names[each.pid]]
-        assert psutil.wait_procs(started, timeout=30)[1] == []
+        assert psutil.wait_procs(started, timeout=120)[1] == []
     assert project.registry().versions() == []
 
     (snapshot,) = (project.state / "train").rglob("checkpoint_manager_snapshot.json")

@@ -162,7 +162,7 @@ def test_a_study_whose_driver_and_worker_are_killed_ends_as_if_nothing_had_happe
 
     lab.await_event(one_ended_another_trains)
     driver.send_signal(signal.SIGKILL)
-    driver.communicate(timeout=60)
+    driver.communicate(timeout=300)
     assert driver.returncode == -signal.SIGKILL
     before = ledger_of(project)
     lab.await_event(lambda: not lab.processes())
@@ -357,7 +357,7 @@ def test_a_population_whose_driver_is_killed_goes_on_with_the_values_it_had_take
 
     changed = lab.await_event(taken_over)
     driver.send_signal(signal.SIGKILL)
-    driver.communicate(timeout=60)
+    driver.communicate(timeout=300)
     lab.await_event(lambda: not lab.processes())
     curves = (project.state / "tune").glob("*/checkpoints/*/curve.json")
     begun = {json.loads(curve.read_text())[0]["train_loss"] for curve in curves}
@@ -417,7 +417,7 @@ def test_room_of_a_killed_trial_is_freed_and_that_of_another_driver_is_not(share
         each: placement_group_table()[each]["state"] for each in (theirs, ours.id.hex(), tunes.id.hex())
     }
     remove_placement_group(tunes)
-    holder.communicate(timeout=60)
+    holder.communicate(timeout=300)
     assert list(states.values()) == ["CREATED", "REMOVED", "CREATED"]
 
 

@@ -27,7 +27,7 @@ ROWS = [{"width": 1.0, "height": 0.0}, {"width": 0.0, "height": 1.0}, {"width": 
 
 def agent(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "edge.agent", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
 
 
 def started(folder: Path) -> subprocess.Popen[str]:

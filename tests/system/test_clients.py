@@ -74,7 +74,7 @@ class Asked:
             "folder": str(self.folder),
         }
         words = [str(PYTHON), str(SCRIPTS / f"{script}.py"), json.dumps(told)]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=500, check=False)
         assert done.returncode == 0, done.stderr
         answers: dict[str, Tensors] = {}
         with np.load(self.folder / f"{script}.npz") as file:
@@ -273,9 +273,9 @@ def test_schemathesis_finds_nothing_that_openapi_does_not_say(asked: Asked) -> N
         *(str(PYTHON), "-m", "schemathesis.cli", "run", f"{asked.served.url}/openapi.json"),
         *("--header", f"Authorization: Bearer {asked.served.key}", "--exclude-path-regex", "unload$"),
         *("--exclude-checks", "positive_data_acceptance", "--phases", "examples,coverage,fuzzing"),
-        *("--max-examples", "3", "--max-time", "12", "--generation-deterministic", "--no-color"),
+        *("--max-examples", "3", "--generation-deterministic", "--no-color"),
     ]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, cwd=asked.folder)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=500, check=False, cwd=asked.folder)
     assert done.returncode == 0, done.stdout
     assert "Tested: 32" in done.stdout
 

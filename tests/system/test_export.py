@@ -267,7 +267,7 @@ def test_another_process_exports_the_same_bytes(exported: tuple[Project, ExportR
         check=True,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONHASHSEED": "7"},
         capture_output=True,
-        timeout=300,
+        timeout=500,
     )
     for path, digest in before.items():
         assert _sha256(project.folder / "again" / path.name) == digest
@@ -442,7 +442,7 @@ def test_the_runtime_of_old_devices_gives_the_same_labels(
             env={**os.environ, "PYTHONPATH": str(root)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=500,
             check=False,
         )
 
@@ -494,7 +494,7 @@ def test_converting_reports_to_nobody(tmp_path: Path) -> None:
         env={**os.environ, "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
         check=True,
     )
     assert done.stdout.strip() != "NNCFTelemetry"

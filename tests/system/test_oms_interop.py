@@ -48,7 +48,7 @@ def official(
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
         check=False,
     )
 

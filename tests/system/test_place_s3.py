@@ -188,7 +188,7 @@ def test_of_two_processes_that_create_at_once_one_wins(place: Place) -> None:
         process.stdin.flush()
     won = [int(line_of(process)) for process in processes]
     for process in processes:
-        process.communicate(timeout=20)
+        process.communicate(timeout=500)
     assert sum(won) == 40
     owners = [place.read(f"commit-{number}") for number in range(40)]
     assert [owners.count(str(process.pid).encode()) for process in processes] == won
@@ -206,7 +206,7 @@ def test_who_lives_keeps_the_place_and_is_named(place: Place) -> None:
     ) as error:
         patient.held().__enter__()
     assert "wait until that run has ended" in str(error.value.hint)
-    process.communicate("\n", timeout=20)
+    process.communicate("\n", timeout=500)
     assert place.entries() == []
     with place.held() as lost:
         assert not lost.is_set()
@@ -216,7 +216,7 @@ def test_after_a_kill_the_next_driver_gets_the_place(place: Place, caplog: pytes
     process = start(HOLD, place.uri)
     assert line_of(process) == "held"
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=20)
+    process.communicate(timeout=500)
     with caplog.at_level("INFO", logger="kit"), place.held():
         place.put("part", b"rows")
     waited = [record.message for record in caplog.records if "waiting 1 s" in record.message]
@@ -232,7 +232,7 @@ def test_a_driver_that_slept_through_a_takeover_learns_that_it_lost(remote: Buck
     with remote.held() as lost:
         process.send_signal(signal.SIGCONT)
         assert line_of(process) == "True"
-        process.communicate(timeout=20)
+        process.communicate(timeout=500)
         assert not lost.wait(0.3)
         assert json.loads(remote.read(LEASE) or b"")["pid"] == os.getpid()
     assert json.loads(remote.read(LEASE) or b"")["released"]
@@ -415,7 +415,7 @@ def test_a_part_is_uploaded_from_disk_not_from_memory(bucket: Any) -> None:
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
     process = start(code, URI)
-    grown_kib = int(process.communicate(timeout=60)[0])
+    grown_kib = int(process.communicate(timeout=300)[0])
     assert grown_kib < 64 << 10
     assert bucket.Object("team/out/part").content_length == 256 << 20
 
@@ -430,11 +430,11 @@ def test_the_spool_of_a_dead_process_is_removed_and_that_of_a_living_one_is_kept
     assert [line_of(process) for process in (living, dead)] == ["spooled", "spooled"]
     assert len(list(tmp_path.glob("kit-spool-*"))) == 2
     dead.kill()
-    dead.communicate(timeout=20)
+    dead.communicate(timeout=500)
     remote.spool("part").write_bytes(b"mine")
     assert len(list(tmp_path.glob("kit-spool-*"))) == 2
     assert sorted(path.read_bytes() for path in tmp_path.glob("kit-spool-*/*")) == [b"half", b"mine"]
-    living.communicate("\n", timeout=20)
+    living.communicate("\n", timeout=500)
     assert [path.read_bytes() for path in tmp_path.glob("kit-spool-*/*")] == [b"mine"]
 
 

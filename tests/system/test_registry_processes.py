@@ -52,7 +52,7 @@ def start(registry: Registry, *, worker: str, n_versions: int) -> subprocess.Pop
 def test_four_processes_lose_nothing(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "state" / "registry.db")
     workers = [start(registry, worker=str(w), n_versions=N_VERSIONS) for w in range(N_PROCESSES)]
-    outputs = [worker.communicate(timeout=120)[0] for worker in workers]
+    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0] * N_PROCESSES
 
     n_all = N_PROCESSES * N_VERSIONS

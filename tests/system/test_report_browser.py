@@ -149,7 +149,7 @@ def browse(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
         check=True,
     )
 

@@ -100,7 +100,7 @@ def test_a_rayservices_file_gives_an_endpoint_that_asks_for_the_secrets_key(tmp_
         before = descendants(process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=500)
     assert process.returncode == 0
     assert alive(before) == {}
 

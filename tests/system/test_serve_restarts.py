@@ -6,9 +6,11 @@ import json
 import signal
 import ssl
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
@@ -33,6 +35,7 @@ from tests.system.serving import (
     body,
     descendants,
     grpc_request,
+    kit,
     start,
     tensors_of,
 )
@@ -168,6 +171,8 @@ def test_a_model_in_a_deployment_of_its_own_answers_at_the_same_address(apart: S
         assert (predicted.status_code, predicted.json()["model"]) == (200, model)
         assert apart.request("GET", f"/v2/models/{model}/ready").status_code == 200
         assert apart.request("GET", f"/v2/models/{model}").json()["name"] == model
+    described = apart.request("GET", "/openapi.json").json()["paths"]
+    assert {f"/predict/{model}" for model in ("tiny", "twin")} <= described.keys()
     (tiny,), (twin,) = (apart.release(endpoint=model).replicas for model in ("tiny", "twin"))
     assert tiny.pid != twin.pid
     assert apart.request("POST", "/predict/twin", json={"rows": []}, key=None).status_code == 401
@@ -177,6 +182,14 @@ def test_haproxy_speaks_tls_and_nothing_else(apart: Served) -> None:
     assert any("haproxy" in text for text in descendants(apart.process.pid).values())
     assert_encrypted(apart)
     assert apart.request("GET", "/v2/health/live", key=None).status_code == 200
+
+
+def test_a_query_checks_the_certificate_against_the_file_that_is_named(apart: Served, tmp_path: Path) -> None:
+    rows = pa.table({name: [0.5, 1.0] for name in "abcd"})
+    parquet.write_table(rows, tmp_path / "rows.parquet")
+    words = ("query", "tiny", f"--input={tmp_path / 'rows.parquet'}", f"--url={apart.url}")
+    assert "--ca-file" in kit(apart.project, *words, code=7)
+    assert "tiny, version" in kit(apart.project, *words, f"--ca-file={apart.cert}")
 
 
 def test_figures_of_all_deployments_are_on_one_page(apart: Served) -> None:

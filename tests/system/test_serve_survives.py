@@ -515,17 +515,23 @@ def test_of_three_versions_where_two_fit_the_one_without_traffic_leaves_for_the_
         with ThreadPoolExecutor(16) as pool:
             asked = [pool.submit(frugal.ask, f"large/versions/{version}", 1.0) for _ in range(16)]
         assert {each.result().headers["kit-version"] for each in asked} == {version}
-        await_true(partial(loaded, frugal, {"1", version}))
+        await_true(partial(loaded, frugal, version))
     assert frugal.ask("large", 1.0).headers["kit-version"] == "1"
 
 
-def loaded(endpoint: Endpoint, versions: set[str]) -> bool:
-    """Whether these versions of ``large`` are in memory, by what the replicas say of themselves."""
+def loaded(endpoint: Endpoint, version: str) -> bool:
+    """Whether this version of ``large`` and the one with traffic are in memory, by what the replicas say.
+
+    It asks, because an endpoint that nobody asks has no replica for long.
+    """
+    endpoint.ask(f"large/versions/{version}", 1.0)
     folder = endpoint.project.state / "serve" / "replicas"
     acks = [json.loads(path.read_bytes()) for path in folder.glob("*.json")]
     living = endpoint.find(REPLICA)  # a killed endpoint's replicas have left theirs
     states = [ack["endpoints"]["large"]["states"] for ack in acks if ack["pid"] in living]
-    return versions == {number for each in states for number, at in each.items() if at["status"] == "READY"}
+    return {"1", version} == {
+        number for each in states for number, at in each.items() if at["status"] == "READY"
+    }
 
 
 def test_an_endpoint_without_replicas_answers_the_first_request(frugal: Endpoint) -> None:

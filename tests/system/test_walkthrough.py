@@ -64,7 +64,7 @@ def run(words: list[str], folder: Path, *, kill_after: re.Pattern[str] | None = 
         if kill_after is not None and kill_after.search(line):
             started = psutil.Process(process.pid).children(recursive=True)
             process.kill()
-            psutil.wait_procs(started, timeout=10)  # Ray's processes follow their driver
+            psutil.wait_procs(started, timeout=120)  # Ray's processes follow their driver
             process.wait()
             watchdog.cancel()
             return None

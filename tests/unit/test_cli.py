@@ -28,7 +28,7 @@ HEAVY = {"jax", "numpy", "onnx", "onnxruntime", "openvino", "pandas"} | {
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "kit", *words], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "kit", *words], capture_output=True, text=True, timeout=500, check=False
     )
 
 
@@ -152,7 +152,7 @@ def test_a_package_that_is_missing_is_named_with_the_line_that_installs_it(
         cwd=digits_project,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 8

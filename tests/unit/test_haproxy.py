@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import subprocess
 from pathlib import Path
@@ -76,12 +77,12 @@ def test_a_file_that_would_still_listen_everywhere_unasked_is_not_served(tmp_pat
 def test_errors_have_the_protocols_shape_and_unknown_replicas_are_no_404(tmp_path: Path) -> None:
     lines = edited(tmp_path, Edits()).splitlines()
     pages = {line.split()[1]: Path(line.split()[2]) for line in lines if "errorfile" in line}
-    assert {status: page.name for status, page in pages.items()} == {
-        "502": "503.http",
-        "503": "503.http",
-        "504": "504.http",
-    }
-    assert b'{"error":' in pages["503"].read_bytes()
+    own = {status: f"{status}.http" for status in ("400", "403", "404", "408", "503", "504")}
+    assert {status: page.name for status, page in pages.items()} == {**own, "502": "503.http"}
+    for page in pages.values():
+        head, _, body = page.read_bytes().partition(b"\r\n\r\n")
+        assert json.loads(body)["error"]
+        assert (b"retry-after" in head) == head.startswith(b"HTTP/1.1 50")
     assert "    http-request deny deny_status 503" in lines
     assert not any("status 404" in line and "return" in line for line in lines)
 
