@@ -35,6 +35,8 @@ from serve.replica import ReplicaPlan
 _logger = logging.getLogger("kit")
 _SLACK_S = 10
 _DRAIN_S = 20.0
+#: How often the driver looks whether its Ray lives: a driver without one would wait for ever.
+_LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def serve(
         InputError: A setting, a certificate or a file of keys cannot be used.
         MissingDependencyError: The ingress or Ray is not installed.
         NotFoundError: A model is not known.
-        UnavailableError: Ray or the endpoint did not start.
+        UnavailableError: Ray or the endpoint did not start, or Ray ended.
         VerificationError: A model's files or their signature do not hold.
     """
     began_s = time.monotonic()
@@ -149,11 +151,11 @@ def serve(
     stopper = _Stopper(stop or threading.Event())
     try:
         presets.apply(chosen, folder=folder, edits=_edits(plan, folder), longest_s=_longest_s(settings))
-        with stopper.signals(), _local_ray(stopper):
+        with stopper.signals(), _local_ray(stopper) as node:
             _start(plan, settings, chosen=chosen, stopper=stopper)
             status = _status(project, settings, in_force(project, served), chosen)
             status = replace(status, start_s=round(time.monotonic() - began_s, 3))
-            result = _answer_until_stopped(project, status, on_ready=on_ready, stopper=stopper)
+            result = _answer_until_stopped(project, status, on_ready=on_ready, stopper=stopper, node=node)
             if folder is not None:
                 left = drain(folder, limit_s=min(_longest_s(settings), _DRAIN_S))
                 if left:
@@ -221,7 +223,12 @@ def _longest_s(settings: ServeSettings) -> int:
 
 
 def _answer_until_stopped(
-    project: Project, status: ServeStatus, *, on_ready: Callable[[ServeStatus], None], stopper: _Stopper
+    project: Project,
+    status: ServeStatus,
+    *,
+    on_ready: Callable[[ServeStatus], None],
+    stopper: _Stopper,
+    node: _Node,
 ) -> ServeResult:
     ready_s = time.monotonic()
     first = status.models[0]
@@ -231,7 +238,8 @@ def _answer_until_stopped(
         "serving %s at %s", ", ".join(f"{each.model}@{each.version}" for each in status.models), status.url
     )
     on_ready(status)
-    stopper.event.wait()
+    while not stopper.event.wait(_LOOK_S):
+        node.check()
     _logger.info("stopping (%s)", stopper.reason)
     result = ServeResult(status, round(time.monotonic() - ready_s, 3), stopper.reason)
     project.write_record("serve", identity, asdict(result))
@@ -273,8 +281,34 @@ class _Stopper:
         self.event.set()
 
 
+class _Node:
+    """The Ray on this machine, by the two processes without which there is none."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        children = psutil.Process().children()
+        self._parts = [each for each in children if each.name() in ("gcs_server", "raylet")]
+
+    def lives(self) -> bool:
+        """Say whether both run."""
+        import psutil
+
+        try:
+            return all(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in self._parts)
+        except psutil.NoSuchProcess:
+            return False
+
+    def check(self) -> None:
+        """Raise ``UnavailableError`` when one has ended."""
+        if not self.lives():
+            raise UnavailableError(
+                "Ray ended on this machine, and the endpoint with it", hint="run kit serve again"
+            )
+
+
 @contextlib.contextmanager
-def _local_ray(stopper: _Stopper) -> Iterator[None]:
+def _local_ray(stopper: _Stopper) -> Iterator[_Node]:
     """Run a Ray of our own on this machine, and end it with everything that runs on it."""
     import ray
     from ray import serve as ray_serve
@@ -282,6 +316,7 @@ def _local_ray(stopper: _Stopper) -> Iterator[None]:
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)  # its notices are not this command's output
     _logger.info("starting Ray")
+    node: _Node | None = None
     try:
         try:
             ray.init(**local_ray.OPTIONS)
@@ -293,12 +328,13 @@ def _local_ray(stopper: _Stopper) -> Iterator[None]:
             ) from error
         stopper.install()
         stopper.check()
-        yield
+        node = _Node()
+        yield node
     finally:
         # On the way down Ray prints a notice that Serve's controller was killed; stdout is the caller's.
         # A Serve that is already gone is as good as shut down.
         with contextlib.redirect_stdout(io.StringIO()):
-            if ray.is_initialized():
+            if node is not None and node.lives():
                 with contextlib.suppress(Exception):
                     ray_serve.shutdown()  # type: ignore[no-untyped-call]  # Ray declares no types for it
             ray.shutdown()

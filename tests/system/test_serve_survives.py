@@ -545,3 +545,13 @@ def test_a_second_replica_comes_under_load(frugal: Endpoint) -> None:
         await_true(lambda: len(frugal.find(REPLICA)) == 2)
         load.wait(3)
     assert load.tally.bad == []
+
+
+def test_a_ray_that_dies_ends_the_command_with_a_sentence(frugal: Endpoint) -> None:
+    processes = below(frugal.process.pid)
+    frugal.kill("/raylet/raylet ")
+    frugal.process.wait(STOP_TIMEOUT_S)
+    assert frugal.process.returncode == 7
+    assert "Ray ended on this machine" in frugal.errors.read_text()
+    # Two of Ray's own outlive it by more than 30 s (2.60); they answer no client.
+    gone({pid: text for pid, text in processes.items() if not text.startswith(RAY_AGENTS)})
