@@ -31,7 +31,7 @@ from serve.releases.command import release as run_release
 from tests.system.served_models import ONE_ROW, SIGNATURE
 
 START_TIMEOUT_S = 120
-STOP_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 120
 INFER = "/v2/models/tiny/infer"
 
 

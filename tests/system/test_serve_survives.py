@@ -38,7 +38,7 @@ from tests.system.load import Load, Tally, post
 
 _logger = logging.getLogger(__name__)
 
-STOP_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 120
 REPLICA, CONTROLLER, MANAGER, HAPROXY = "ServeReplica:kit", "ServeController", "HAProxyManager", "haproxy -db"
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 REDIS = shutil.which("redis-server")
