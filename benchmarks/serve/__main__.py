@@ -7,6 +7,7 @@
     python benchmarks/serve --overload    the same at twice its capacity, for --seconds
     python benchmarks/serve --cold        first answers of versions not loaded, and from zero replicas
     python benchmarks/serve --release     release and rollback under full load, and the shares of canaries
+    python benchmarks/serve --dashboard   a release by steps, as the dashboard shows it
 
 Several parts may be asked for at once; --all is everything. All run onnxruntime on one thread with the same
 graph; a server's answers are compared with onnxruntime's before it is timed. Load comes from wrk on the same
@@ -38,6 +39,7 @@ _PARTS = {
     "overload": "queueing:measure_overload",
     "cold": "cold:measure_cold",
     "release": "releasing:measure_release",
+    "dashboard": "dashboard:measure_dashboard",
 }
 
 
