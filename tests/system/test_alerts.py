@@ -156,7 +156,8 @@ def promtool(*arguments: str, given: bytes | None = None) -> str:
     return said
 
 
-def run(folder: Path, series: dict[str, str], firing: dict[int, set[str]]) -> None:
+def run(folder: Path, series: dict[str, str], firing: dict[int, set[str]]) -> str:
+    """Have promtool hold the rules against series; gives what it says."""
     test = {
         "interval": "1m",
         "input_series": [{"series": name, "values": values} for name, values in series.items()],
@@ -171,7 +172,7 @@ def run(folder: Path, series: dict[str, str], firing: dict[int, set[str]]) -> No
     }
     path = folder / "test.yaml"
     path.write_text(json.dumps({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [test]}))
-    promtool("test", "rules", str(path))
+    return promtool("test", "rules", str(path))
 
 
 def test_prometheus_accepts_the_rules() -> None:
@@ -181,11 +182,11 @@ def test_prometheus_accepts_the_rules() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_exactly_these_alerts_fire(tmp_path: Path, name: str) -> None:
     case = CASES[name]
-    run(tmp_path, ALIVE | case.series, case.firing)
+    assert "SUCCESS" in run(tmp_path, ALIVE | case.series, case.firing)
 
 
 def test_no_replica_at_all_is_an_alert(tmp_path: Path) -> None:
-    run(tmp_path, requests(ok="0+1x60"), {1: set(), 5: {"KitAbsent"}})
+    assert "SUCCESS" in run(tmp_path, requests(ok="0+1x60"), {1: set(), 5: {"KitAbsent"}})
 
 
 def test_a_replica_that_is_scraped_twice_does_not_hide_a_missing_one(tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_a_replica_that_is_scraped_twice_does_not_hide_a_missing_one(tmp_path: P
     twice = {
         f'{name[:-1]},instance="{address}"}}': values for name, values in once.items() for address in "xy"
     }
-    run(tmp_path, ALIVE | twice, {5: {"KitReplicaGone"}})
+    assert "SUCCESS" in run(tmp_path, ALIVE | twice, {5: {"KitReplicaGone"}})
 
 
 def test_prometheus_finds_nothing_wrong_with_a_merged_text(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_client_beyond_its_own_limit_is_429_and_others_are_not(by_python: Serv
 
 
 def test_ctrl_c_ends_it_as_well(by_python: Served) -> None:
-    stop_and_check(by_python, signal.SIGINT)
+    assert stop_and_check(by_python, signal.SIGINT), "nothing ran"
 
 
 @pytest.fixture(scope="module")
