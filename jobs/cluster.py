@@ -63,7 +63,7 @@ def connected(address: str | None, *, project: Project) -> Iterator[None]:
         project: Travels to a cluster's workers together with the kit.
 
     Raises:
-        UnavailableError: The cluster does not answer.
+        UnavailableError: The cluster does not answer, or Ray did not start on this machine.
         MissingDependencyError: Ray is not installed.
     """
     _set_environment()
@@ -96,7 +96,7 @@ def connected(address: str | None, *, project: Project) -> Iterator[None]:
         # Nobody reclaims this machine: spare the process that would watch for it.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         _log.info("starting Ray on this machine")
-        ray.init(**local_ray.OPTIONS)
+        local_ray.start()
     try:
         yield
     finally:

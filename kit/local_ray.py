@@ -1,6 +1,6 @@
 """How a Ray of our own on this machine is started; ``jobs`` and ``serve`` start it alike.
 
-Only values: Ray itself is imported by whoever starts it, after ``prepare``.
+Ray is imported when it is started, after ``prepare``.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 from typing import Any
+
+from kit.errors import UnavailableError
 
 #: Read by Ray when it is imported, so set before.
 ENVIRONMENT = {
@@ -33,3 +35,20 @@ def prepare() -> None:
     """Set the environment; what an operator has set already stays."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def start() -> None:
+    """Start a Ray of our own on this machine.
+
+    Raises:
+        UnavailableError: It did not start.
+    """
+    import ray
+
+    try:
+        ray.init(**OPTIONS)
+    except Exception as error:  # Ray reports a failed start in many shapes, a bare Exception among them
+        raise UnavailableError(
+            f"Ray did not start on this machine: {str(error)[:300]}",
+            hint="run it again when the machine is less busy, or: kit doctor",
+        ) from error

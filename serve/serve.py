@@ -319,13 +319,9 @@ def _local_ray(stopper: _Stopper) -> Iterator[_Node]:
     node: _Node | None = None
     try:
         try:
-            ray.init(**local_ray.OPTIONS)
+            local_ray.start()
         except SystemExit as exit_by_ray:  # while Ray starts, SIGTERM is its own and ends in sys.exit
             raise _StoppedError from exit_by_ray
-        except Exception as error:  # Ray reports a failed start in many shapes
-            raise UnavailableError(
-                f"Ray did not start on this machine: {str(error)[:300]}", hint="run: kit doctor"
-            ) from error
         stopper.install()
         stopper.check()
         node = _Node()
