@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -29,6 +31,7 @@ _PORT, _PROMETHEUS_PORT = 18900, 18990
 _CONNECTIONS = 8
 _LONGEST_S = 600.0
 _STEP_S = 25.0
+_RESOLUTION_S = 1
 _STEPS = (
     ("10 %", ("set", "1=90", "2=10")),
     ("50 %", ("set", "1=50", "2=50")),
@@ -112,7 +115,9 @@ def _series(
         expression = target["expr"]
         for name, value in _VARIABLES.items():
             expression = expression.replace(name, value)
-        asked = urllib.parse.urlencode({"query": expression, "start": began_s, "end": ended_s, "step": 1})
+        asked = urllib.parse.urlencode(
+            {"query": expression, "start": began_s, "end": ended_s, "step": _RESOLUTION_S}
+        )
         with urllib.request.urlopen(f"{url}/api/v1/query_range?{asked}") as response:
             result = json.load(response)["data"]["result"]
         for each in result:
@@ -123,6 +128,18 @@ def _series(
             if points:
                 found.append((label or panel["title"], points))
     return found
+
+
+def _with_gaps(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Split points into times and values, with no value where a series was not there for a while."""
+    at_s, values = [], []
+    for (at, value), (after, _) in itertools.pairwise([*points, points[-1]]):
+        at_s.append(at)
+        values.append(value)
+        if after - at > 1.5 * _RESOLUTION_S:
+            at_s.append(after)
+            values.append(math.nan)
+    return at_s, values
 
 
 def _draw(
@@ -153,7 +170,8 @@ def _draw(
             axes.text(0.0, 0.4, value, fontsize=20, transform=axes.transAxes)
             continue
         for name, points in lines:
-            axes.plot([at for at, _ in points], [value * factor for _, value in points], lw=1.1, label=name)
+            at_s, values = _with_gaps(points)
+            axes.plot(at_s, [value * factor for value in values], lw=1.1, label=name)
         for at_s in marks.values():
             axes.axvline(at_s, color="0.75", lw=0.8, zorder=0)
         axes.set_ylim(bottom=0)
