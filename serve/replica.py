@@ -211,9 +211,9 @@ class Replica:
 
     async def _listen(self) -> None:
         """Let HAProxy ask without a detour through Ray."""
-        from ray.serve import get_replica_context
-
         if self._plan.sockets is not None:
+            from ray.serve import get_replica_context
+
             path = socket_path(self._plan.sockets, get_replica_context().replica_tag)
             self._listener = Listener(self._app.behind_proxy, path=path)
             await self._listener.start()

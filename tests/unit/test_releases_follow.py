@@ -376,5 +376,6 @@ def test_a_replica_that_cannot_write_its_file_goes_on(tmp_path: Path) -> None:
         async with asyncio.timeout(5):
             while replica.follower.in_force("digits") != release:
                 await asyncio.sleep(0.005)
+        assert (tmp_path / "replicas").read_text() == "in the way"
 
     run(body, tmp_path)
