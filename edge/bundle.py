@@ -1,113 +1,198 @@
-"""Bundles: everything a device needs to answer, signed, in one reproducible file.
+"""The command ``kit bundle``: show, verify and compare bundle files.
 
-    manifest.json                      what it is, for which release, how good, by which tools
-    signature.json                     inputs and outputs, as tables and requests have them
-    preprocessing.json                 the fitted preprocessing as data, where there is one
-    model.tflite | model.xml model.bin the network alone, for one engine
-    golden/                            sample inputs and the reference's answers
-    model.sig                          OMS signature over all of the above
-
-Nothing dated or timed is inside, so exporting the same version twice gives the same bytes. It
-does not convert or measure; ``kit.archive`` knows the file, ``kit.bundle`` opens the
-content and ``kit.runner`` runs it.
+Nothing is believed before it is verified: a bundle is unpacked into a folder of its own, and opened only
+when a trusted key signed every byte of it. What must agree inside is for
+``edge.bundling.checks`` to say, how bundles are made for ``edge.bundling.parts``.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence
-from importlib import metadata
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge.targets import Core, Target
-from kit import archive
-from kit.bundle import FORMAT, Bundle, bundle_name, open_bundle, read_manifest
-from kit.errors import KitError
-from kit.files import canonical_json, write_atomic
-from kit.seal import seal
+from edge.bundling.checks import GOLDEN, Check, check_content, check_golden
+from edge.bundling.parts import unpack_bundle
+from kit.bundle import Bundle
+from kit.errors import GateError, VerificationError
+from kit.files import sha256_file
+from kit.project import Project
+from kit.seal import SIGNATURE_NAME
+from kit.settings import BundleSettings
 
 
-def write_parts(folder: Path, *, core: Core) -> None:
-    """Write what a bundle takes over from the model version: all but manifest and model files."""
-    version = core.version
-    for name in ("golden/inputs.npz", "golden/outputs.npz"):
-        write_atomic(folder / name, (version.folder / name).read_bytes())
-    write_atomic(folder / "signature.json", canonical_json(version.signature.to_json()))
-    if core.steps is not None:
-        write_atomic(folder / "preprocessing.json", canonical_json(core.steps.to_json()))
+@dataclass(frozen=True)
+class BundleFile:
+    """A file inside a bundle.
 
-
-def write_manifest(
-    folder: Path, *, core: Core, target: Target, release: int, facts: Mapping[str, Any]
-) -> None:
-    """Write or replace a bundle's manifest.
-
-    Args:
-        folder: The bundle's folder.
-        core: What the model file holds.
-        target: What it was made for.
-        release: The counter a device never goes back on.
-        facts: ``golden``, ``budgets``, ``metrics`` and ``calibration``; figures rounded by
-            ``rounded``.
+    Attributes:
+        name: Its path there.
+        n_bytes: Its size.
+        sha256: Of its bytes, in hexadecimal.
     """
-    version = core.version
-    manifest = {
-        "format": FORMAT,
-        "name": version.name,
-        "model_digest": version.digest,
-        "release": release,
-        "target": target.name,
-        "engine": target.engine,
-        "precision": target.precision,
-        "model": target.model,
-        "core": {"inputs": [core.input.to_json()], "outputs": [core.output.to_json()]},
-        "postprocessing": version.signature.task,
-        "classes": list(version.signature.classes),
-        "toolchain": {name: metadata.version(name) for name in sorted(target.packages)},
-        "lineage": version.manifest["lineage"],
-        **facts,
-    }
-    write_atomic(folder / "manifest.json", canonical_json(manifest))
+
+    name: str
+    n_bytes: int
+    sha256: str
 
 
-def rounded(figure: float) -> float:
-    """Keep six significant digits, so that the last bits of a sum change no bundle's bytes."""
-    return float(f"{figure:.6g}")
+@dataclass(frozen=True)
+class BundleFacts:
+    """A verified bundle.
+
+    Attributes:
+        path: The bundle file.
+        n_bytes: Its size.
+        digest: Names its content.
+        key_id: The trusted key that signed it.
+        manifest: Its manifest.json.
+        files: All of its files, sorted by name.
+    """
+
+    path: str
+    n_bytes: int
+    digest: str
+    key_id: str
+    manifest: dict[str, Any]
+    files: tuple[BundleFile, ...]
 
 
-def pack_bundle(folder: Path, path: Path, *, key: Path) -> str:
-    """Seal a bundle's folder and write it as one file.
+@dataclass(frozen=True)
+class Difference:
+    """Something in which two bundles differ.
+
+    Attributes:
+        of: ``bundle``, ``metrics``, ``manifest`` or ``file``.
+        name: What: a key of the manifest (``metrics.value``), a file.
+        change: changed, added or removed.
+        old: In the first bundle; None where it is added.
+        new: In the second; None where it is removed.
+    """
+
+    of: str
+    name: str
+    change: str
+    old: Any
+    new: Any
+
+
+@dataclass(frozen=True)
+class BundleResult:
+    """What ``kit bundle`` found.
+
+    Attributes:
+        action: As it was asked.
+        bundles: The bundle; for diff both.
+        checks: What verify has looked at, in this order.
+        differences: What diff has found.
+    """
+
+    action: str
+    bundles: tuple[BundleFacts, ...]
+    checks: tuple[Check, ...] = ()
+    differences: tuple[Difference, ...] = ()
+
+    def require_passed(self) -> None:
+        """Raise where a check did not hold.
+
+        Raises:
+            VerificationError: The bundle's parts contradict each other.
+            GateError: Its golden rows are answered wrongly here, and all else holds.
+        """
+        failed = [check for check in self.checks if check.passed is False]
+        if not failed:
+            return
+        message = f"{self.bundles[0].path}: " + "; ".join(f"{each.name}: {each.detail}" for each in failed)
+        if [each.name for each in failed] == [GOLDEN]:
+            raise GateError(message, hint="run it with a runtime in the range that its manifest names")
+        raise VerificationError(message, hint="export the bundle again with this kit version")
+
+
+def bundle(project: Project, settings: BundleSettings) -> BundleResult:
+    """Show, verify or compare bundles.
 
     Args:
-        folder: All of its files.
-        path: The bundle file, whole or not at all; an older one is replaced.
-        key: The private key that signs.
+        project: Whose keys must have signed them.
+        settings: What to do, and with which.
 
     Returns:
-        The digest that names the content.
-    """
-    manifest = read_manifest(folder)
-    digest = seal(folder, name=bundle_name(manifest["name"], manifest["target"]), key=key)
-    archive.pack(folder, path)
-    return digest
-
-
-def unpack_bundle(path: Path, *, folder: Path, trusted: Sequence[bytes]) -> Bundle:
-    """Unpack a bundle file into a new folder and verify it; what does not hold is not left there.
-
-    Args:
-        path: A file that ``pack_bundle`` wrote.
-        folder: Where its files shall lie; must not exist.
-        trusted: Public keys (PEM), one of which must have signed it.
+        What was found; call ``require_passed`` after ``verify``.
 
     Raises:
-        VerificationError: The archive, a digest, the signature or the manifest does not hold.
-        ConflictError: The folder exists.
+        InputError: A bundle cannot be read.
+        VerificationError: An archive, a digest or a signature does not hold, or the signer is not trusted.
+        NotFoundError: The project trusts no key yet.
+        UnavailableError: The disk that unpacks it is full.
     """
-    archive.unpack(path, folder)
-    try:
-        return open_bundle(folder, trusted=trusted)
-    except KitError:
-        shutil.rmtree(folder)
-        raise
+    trusted = project.trusted()
+    with _opened(Path(project.locate(settings.bundle)), trusted) as (facts, opened):
+        if settings.action == "verify":
+            return BundleResult("verify", (facts,), checks=_checks(facts, opened))
+        if settings.other is None:
+            return BundleResult("show", (facts,))
+    with _opened(Path(project.locate(settings.other)), trusted) as (other, _):
+        return BundleResult("diff", (facts, other), differences=tuple(_differences(facts, other)))
+
+
+@contextlib.contextmanager
+def _opened(path: Path, trusted: tuple[bytes, ...]) -> Iterator[tuple[BundleFacts, Bundle]]:
+    with tempfile.TemporaryDirectory(prefix="kit-bundle-") as scratch:
+        work = Path(scratch) / "bundle"
+        try:
+            opened = unpack_bundle(path, folder=work, trusted=trusted)
+        except VerificationError as error:  # the user knows the bundle, not where it was unpacked
+            raise VerificationError(error.message.replace(str(work), str(path)), hint=error.hint) from error
+        names = sorted(each.relative_to(work).as_posix() for each in work.rglob("*") if each.is_file())
+        files = tuple(
+            BundleFile(name, (work / name).stat().st_size, sha256_file(work / name)) for name in names
+        )
+        size = path.stat().st_size
+        yield BundleFacts(str(path), size, opened.digest, opened.key_id, opened.manifest, files), opened
+
+
+def _checks(facts: BundleFacts, opened: Bundle) -> tuple[Check, ...]:
+    signed = [each for each in facts.files if each.name != SIGNATURE_NAME]
+    n_bytes = sum(each.n_bytes for each in signed)
+    return (
+        Check("signature", True, f"by the trusted key {facts.key_id[:16]}"),
+        Check("files", True, f"{len(signed)} files, {n_bytes:,} bytes hashed, and no others"),
+        *check_content(opened, digests={each.name: each.sha256 for each in facts.files}),
+        check_golden(opened),
+    )
+
+
+def _differences(old: BundleFacts, new: BundleFacts) -> Iterator[Difference]:
+    names = ("digest", "key_id", "n_bytes")
+    yield from _compared("bundle", *({name: getattr(each, name) for name in names} for each in (old, new)))
+    keys = [dict(_flattened(each.manifest)) for each in (old, new)]
+    for of in ("metrics", "manifest"):
+        chosen = [
+            {key: said for key, said in each.items() if key.startswith("metrics.") == (of == "metrics")}
+            for each in keys
+        ]
+        yield from _compared(of, *chosen)
+    yield from _compared("file", *({each.name: each for each in facts.files} for facts in (old, new)))
+
+
+def _compared(of: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Difference]:
+    for name in dict.fromkeys([*old, *new]):
+        if name not in old or name not in new:
+            change = "added" if name not in old else "removed"
+            yield Difference(of, name, change, old.get(name), new.get(name))
+        elif old[name] != new[name]:
+            yield Difference(of, name, "changed", old[name], new[name])
+
+
+def _flattened(value: Any, *, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Give every value of a manifest with its path: ``tensors.inputs[0].scale``."""
+    if isinstance(value, dict) and value:
+        for name in sorted(value):
+            yield from _flattened(value[name], key=f"{key}.{name}" if key else name)
+    elif isinstance(value, list) and any(isinstance(each, (dict, list)) for each in value):
+        for index, each in enumerate(value):
+            yield from _flattened(each, key=f"{key}[{index}]")
+    else:
+        yield key, value

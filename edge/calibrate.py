@@ -33,10 +33,12 @@ class Calibration:
     Attributes:
         rows: What the network reads, float32, shape (n_rows, ...).
         fingerprint: The sha256 of their shape and bytes.
+        n_left_out: Training rows that were not taken because the test rows hold the same.
     """
 
     rows: np.ndarray
     fingerprint: str
+    n_left_out: int
 
 
 def calibrate(core: Core, split: Split, *, n_rows: int, seed: int) -> Calibration:
@@ -51,11 +53,40 @@ def calibrate(core: Core, split: Split, *, n_rows: int, seed: int) -> Calibratio
     Raises:
         InputError: There are too few rows, or ``check_rows`` refuses them.
     """
-    positions = choose_rows(split.train.labels, n_rows=n_rows, seed=seed)
-    rows = core.tensors(split.train.take(positions).tensors)
-    check_rows(rows, core.tensors(split.validation.tensors), name=core.input.name)
-    header = f"{rows.dtype.str} {list(rows.shape)}\n".encode()
-    return Calibration(rows, sha256_bytes(header + np.ascontiguousarray(rows).tobytes()))
+    rows, test = core.tensors(split.train.tensors), core.tensors(split.test.tensors)
+    held_out = set(_bytes_of(test))
+    allowed = np.array([digest not in held_out for digest in _bytes_of(rows)])
+    positions = np.flatnonzero(allowed)
+    chosen = choose_rows(split.train.labels[positions], n_rows=n_rows, seed=seed)
+    taken = np.ascontiguousarray(rows[positions[chosen]])
+    check_rows(taken, core.tensors(split.validation.tensors), name=core.input.name)
+    check_overlap(taken, test)
+    header = f"{taken.dtype.str} {list(taken.shape)}\n".encode()
+    return Calibration(taken, sha256_bytes(header + taken.tobytes()), int(len(rows) - len(positions)))
+
+
+def check_overlap(rows: np.ndarray, test: np.ndarray) -> None:
+    """Refuse calibration rows that are among the rows the result is judged on.
+
+    Args:
+        rows: Calibration rows as the network reads them, shape (n_rows, ...).
+        test: Test rows, prepared the same way.
+
+    Raises:
+        InputError: They share a row.
+    """
+    held_out = set(_bytes_of(test))
+    shared = [index for index, digest in enumerate(_bytes_of(rows)) if digest in held_out]
+    if shared:
+        raise InputError(
+            f"{len(shared)} of {len(rows)} calibration rows are test rows too, the first is row {shared[0]}; "
+            "what is measured on them would say nothing",
+            hint="take calibration rows from the training rows alone",
+        )
+
+
+def _bytes_of(rows: np.ndarray) -> list[bytes]:
+    return [np.ascontiguousarray(row).tobytes() for row in rows]
 
 
 def choose_rows(labels: np.ndarray, *, n_rows: int, seed: int) -> np.ndarray:

@@ -1,58 +1,37 @@
 """Export a model version for devices: convert, measure against the reference, bundle.
 
-A bundle is written only if it keeps every budget; what was measured is kept as a record either
-way. Each target is run in its real runtime, through the same ``kit.runner`` as on a device.
-Latencies stay out of the bundle, whose bytes must not depend on the day.
+Per target the recipes of its ladder are tried until one keeps every budget; a bundle is written only then,
+and what was measured is kept as a record and shown on a page either way. Latencies stay out of the bundle,
+whose bytes must not depend on the day.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
-import os
-import sys
+import math
 import tempfile
-import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge import bundle
-from edge.calibrate import Calibration, calibrate
-from edge.measure import (
-    Answer,
-    Budgets,
-    Comparison,
-    Latency,
-    answer_all,
-    compare,
-    measure_latency,
-    output_scale,
-)
-from edge.targets import Core, Target, core_of, find_target, load_converter, require_packages
+from edge.attempt import Bench, Built, open_baseline
+from edge.job import Job, prepare_job
+from edge.ladder import BROKEN, Climb, Rung, climb
+from edge.layers import Layer
+from edge.listing import TargetList, list_targets, runnable
+from edge.measure import Figures, Latency, confusion, error_histogram, measure_latency
+from edge.reproduce import Winner, require_same_bytes
+from edge.targets import TARGETS, Recipe, Target, find_target, require_packages
 from kit.archive import SUFFIX
 from kit.bundle import bundle_name
-from kit.data import load
 from kit.engines import open_engine
-from kit.errors import (
-    GateError,
-    InputError,
-    KitError,
-    MissingDependencyError,
-    SettingsError,
-    UnavailableError,
-)
+from kit.errors import GateError, InputError, MissingDependencyError, SettingsError
 from kit.files import canonical_json, sha256_bytes, write_atomic
-from kit.lineage import require_same_rows
+from kit.machine import this_machine
 from kit.metrics import leading_metric, score
-from kit.model_version import ModelVersion
 from kit.project import Project
-from kit.rows import Part
-from kit.runner import Runner
 from kit.settings import ExportSettings
-from kit.signature import Tensors
 
 _log = logging.getLogger("kit")
 
@@ -76,27 +55,43 @@ class Reference:
 
 @dataclass(frozen=True)
 class TargetResult:
-    """One target, measured.
+    """One target, measured: the figures of the recipe that won, or of the last that was tried.
 
     Attributes:
         target: Its name.
-        comparison: With the reference; None when the network could not be converted.
-        size_bytes: Size of the bundle file; None when there was none to measure.
-        latency: Of one row, preprocessing included; None when there was nothing to time.
+        engine: What runs it.
+        precision: Of weights and activations.
+        recipe: The recipe that won; None when none did.
+        figures: What was measured; None when nothing could be.
+        measured_in: The engine and its version.
+        note: What a user should know although it passed; may be empty.
         passed: Whether every budget was kept.
-        reason: The figures over budget, or why it could not be converted; empty when passed.
+        reason: Why not; empty when passed.
         bundle: The bundle file; None when not passed.
         digest: The digest that names the bundle's content; None when not passed.
+        ladder: Every recipe that was tried, in order.
+        winner: The one that was shipped; None when none was.
+        layers: What each layer adds to the error, where it was measured.
+        confusion: Labels of the reference by labels of the target; None for regression.
+        errors: Histogram of signed output errors; None when nothing was measured.
     """
 
     target: str
-    comparison: Comparison | None
-    size_bytes: int | None
-    latency: Latency | None
+    engine: str
+    precision: str
+    recipe: str | None
+    figures: Figures | None
+    measured_in: str
+    note: str
     passed: bool
     reason: str
     bundle: Path | None
     digest: str | None
+    ladder: tuple[Rung, ...]
+    winner: Rung | None
+    layers: tuple[Layer, ...]
+    confusion: dict[str, Any] | None
+    errors: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -109,6 +104,7 @@ class ExportReport:
         reference: The float model, measured.
         targets: One result per target, in the order asked for.
         record: The file that keeps all of this.
+        page: The page that shows it; None where what draws it is not installed.
     """
 
     model: str
@@ -116,6 +112,7 @@ class ExportReport:
     reference: Reference
     targets: tuple[TargetResult, ...]
     record: Path
+    page: Path | None
 
     def require_passed(self) -> None:
         """Refuse a report with a failed target.
@@ -131,81 +128,63 @@ class ExportReport:
             )
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What every target of one export shares."""
-
-    core: Core
-    calibration: Calibration
-    held_out: Part
-    expected: Tensors
-    scale: float
-    fingerprint: str
-    settings: ExportSettings
-    key: Path
-    trusted: tuple[bytes, ...]
-
-    @property
-    def budgets(self) -> Budgets:
-        settings = self.settings
-        return Budgets(
-            max_metric_drop=settings.max_metric_drop,
-            max_output_error=settings.max_output_error,
-            max_size_mb=settings.max_size_mb,
-            max_latency_ms=settings.max_latency_ms,
-        )
-
-
-@dataclass(frozen=True)
-class _Built:
-    """A target's bundle, still out of sight."""
-
-    target: Target
-    file: Path
-    digest: str
-    comparison: Comparison
-    runner: Runner
-
-
-def export(project: Project, settings: ExportSettings) -> ExportReport:
+def export(project: Project, settings: ExportSettings) -> ExportReport | TargetList:
     """Export a model version for every target asked for.
 
-    Writes ``<output>/<name>-<target>.bundle`` for each target within its budgets, and a record
-    under ``<state>/runs/export``. A target that fails leaves no bundle, not even an older one of
+    Writes ``<output>/<name>-<target>.bundle`` for each target within its budgets, a page beside them, and a
+    record under ``<state>/runs/export``. A target that fails leaves no bundle, not even an older one of
     that name, and does not stop the others: call ``require_passed`` on the report.
+
+    Returns:
+        The report; with ``list``, what this machine can build and run.
 
     Raises:
         InputError: The data is not what the model was trained on, or the calibration rows or
             the model cannot be used; nothing was written.
         MissingDependencyError: A converter or a runtime is not installed.
         NotFoundError: The model, a target or the signing key is not known.
-        VerificationError: The version's files or signature do not hold.
+        VerificationError: The version's files or signature do not hold; or with ``check_reproducible`` a
+            second build had other bytes.
         UnavailableError: The disk is full or cannot be written.
     """
-    targets = [find_target(name) for name in dict.fromkeys(settings.target)]
-    require_packages(targets)
-    output = _output_folder(project, settings)
-    key, trusted = project.signing_key(), project.trusted()
-    version_record, version = project.open_version(settings.model)
-    job = _prepare(project, settings, version=version, key=key, trusted=trusted)
-    with tempfile.TemporaryDirectory(prefix="kit-export-") as name:
-        built = [_build(job, target, Path(name) / target.name) for target in targets]
-        latencies = _latencies(job, [each for each in built if isinstance(each, _Built)])
-        results = tuple(
-            _publish(job, each, latency=latencies.get(target.name), target=target, output=output)
-            for target, each in zip(targets, built, strict=True)
+    if settings.list:
+        return list_targets()
+    if settings.model is None:
+        raise SettingsError(
+            "no model version is named", hint=f"kit export {project.name}, or kit export --list"
         )
-    reference = Reference(
-        metric=leading_metric(version.signature.task),
-        value=score(leading_metric(version.signature.task), job.held_out.labels, job.expected),
-        size_bytes=version.model_path.stat().st_size,
-        latency=latencies["reference"],
-    )
+    targets = _targets(settings)
+    output = _output_folder(project, settings)
+    project.signing_key()  # a missing one is said before anything is built
+    version_record, version = project.open_version(settings.model)
+    with tempfile.TemporaryDirectory(prefix="kit-export-") as name:
+        job = prepare_job(project, settings, version=version, work=Path(name))
+        results = []
+        for number, target in enumerate(targets, start=1):
+            _log.info("target %d of %d: %s", number, len(targets), target.name)
+            results.append(_export_target(job, target, output=output))
+        reference = _reference(job)
+        if settings.check_reproducible:
+            require_same_bytes(project, settings, [each for each in map(_winner, results) if each])
     model = f"{version.name}@{version_record.number}"
-    facts = _facts(model, version.digest, reference, results, settings)
+    facts = _facts(model, version.digest, reference, results, job)
     identity = f"{version.name}-{version.digest[:12]}-{sha256_bytes(canonical_json(facts['settings']))[:8]}"
-    path = project.write_record("export", identity, facts)
-    return ExportReport(model, version.digest, reference, results, path)
+    record = project.write_record("export", identity, facts)
+    page = _write_page(project, facts, output / f"{version.name}-export.html")
+    return ExportReport(model, version.digest, reference, tuple(results), record, page)
+
+
+def _targets(settings: ExportSettings) -> list[Target]:
+    names: dict[str, None] = dict.fromkeys(settings.target)
+    if "all" in names:
+        names = dict.fromkeys((*runnable(), *(name for name in names if name != "all")))
+    targets = [find_target(name) for name in names]
+    if not targets:
+        raise MissingDependencyError(
+            "this machine can build and run no target", hint="see what is missing: kit export --list"
+        )
+    require_packages(targets)
+    return targets
 
 
 def _output_folder(project: Project, settings: ExportSettings) -> Path:
@@ -220,149 +199,124 @@ def _output_folder(project: Project, settings: ExportSettings) -> Path:
     return folder
 
 
-def _prepare(
-    project: Project,
-    settings: ExportSettings,
-    *,
-    version: ModelVersion,
-    key: Path,
-    trusted: tuple[bytes, ...],
-) -> _Job:
-    core = core_of(version)
-    split = load(project)
-    require_same_rows(project, version, split)
-    calibration = calibrate(core, split, n_rows=settings.calibration_rows, seed=project.settings.data.seed)
-    # One thread wherever answers are compared: sums in another order would change the manifest.
-    engine = open_engine(version.model_path, engine="onnxruntime", threads=1, signature=version.signature)
-    expected = answer_all(engine.run, split.test.tensors)
-    return _Job(
-        core=core,
-        calibration=calibration,
-        held_out=split.test,
-        expected=expected,
-        scale=output_scale(expected),
-        fingerprint=split.fingerprint,
-        settings=settings,
-        key=key,
-        trusted=trusted,
-    )
-
-
-def _build(job: _Job, target: Target, work: Path) -> _Built | str:
-    """Convert, compare and pack one target; or say why it cannot be done.
-
-    A converter or a runtime that refuses this network ends this target, and no other one.
-    """
+def _export_target(job: Job, target: Target, *, output: Path) -> TargetResult:
+    """Climb a target's ladder and show the bundle that won; otherwise leave none under its name."""
+    began_s = time.monotonic()
+    path = output / f"{bundle_name(job.core.version.name, target.name)}{SUFFIX}"
+    bench: Bench | None = None
     try:
-        return _built(job, target, work)
-    except (UnavailableError, MissingDependencyError):  # no fault of the network: every target meets it
-        raise
-    except KitError as error:
-        return error.message
-
-
-def _built(job: _Job, target: Target, work: Path) -> _Built | str:
-    folder = work / "parts"
-    folder.mkdir(parents=True)
-    bundle.write_parts(folder, core=job.core)
-    _log.info("%s: converting with %d calibration rows", target.name, len(job.calibration.rows))
-    try:
-        with _quiet():
-            load_converter(target)(job.core, calibration=job.calibration.rows, folder=folder)
-    except KitError:
-        raise
-    except Exception as error:  # the converters' layers raise whatever they like about a user's network
-        _log.debug("%s: the converter failed", target.name, exc_info=True)
-        lines = str(error).strip().splitlines() or [""]
-        return f"the network cannot be converted: {type(error).__name__}: {lines[0][:200]}"
-    _log.info("%s: comparing with the reference on %d rows", target.name, len(job.held_out.labels))
-    comparison = _compare(job, target, folder)
-    file = work / "packed"
-    digest = bundle.pack_bundle(folder, file, key=job.key)
-    # From here on only the packed file counts: it is unpacked, verified and run as on a device.
-    opened = bundle.unpack_bundle(file, folder=work / "unpacked", trusted=job.trusted)
-    runner = Runner.open(opened.folder, threads=job.settings.threads)
-    return _Built(target, file, digest, comparison, runner)
-
-
-def _compare(job: _Job, target: Target, folder: Path) -> Comparison:
-    """Run the model files on the held-out and the golden rows, and write the manifest."""
-    facts: dict[str, Any] = {
-        "budgets": asdict(job.budgets),
-        "calibration": {
-            "n_rows": len(job.calibration.rows),
-            "fingerprint": job.calibration.fingerprint,
-        },
-        "golden": {
-            "min_agreement": 0.0,
-            "max_output_error": job.budgets.max_output_error,
-            "output_scale": bundle.rounded(job.scale),
-        },
-    }
-
-    def write() -> None:
-        bundle.write_manifest(folder, core=job.core, target=target, release=job.settings.release, facts=facts)
-
-    write()
-    runner = Runner.open(folder, threads=1)
-    comparison = compare(
-        job.expected,
-        answer_all(runner.run, job.held_out.tensors),
-        labels=job.held_out.labels,
-        metric=leading_metric(job.core.version.signature.task),
-        scale=job.scale,
-    )
-    golden = runner.check_golden()
-    if golden.agreement is None:
-        facts["golden"]["min_agreement"] = None
+        baseline = open_baseline(job, target)
+    except InputError as error:  # not a recipe but the engine's converter refuses the network
+        climbed = Climb((Rung(_float_of(target), (), None, {BROKEN: error.message}),), None)
     else:
-        # One row of slack: INT8 kernels of other CPUs and runtimes round differently.
-        facts["golden"]["min_agreement"] = bundle.rounded(max(0.0, golden.agreement - 1 / golden.n_rows))
-    facts["metrics"] = {
-        "metric": comparison.metric,
-        "reference": bundle.rounded(comparison.reference),
-        "value": bundle.rounded(comparison.value),
-        "agreement": None if comparison.agreement is None else bundle.rounded(comparison.agreement),
-        "output_error": bundle.rounded(comparison.output_error),
-        "n_rows": comparison.n_rows,
-        "fingerprint": job.fingerprint,
-    }
-    write()
-    return comparison
+        bench = Bench(job, target, baseline=baseline)
+        climbed = climb(target.ladder, attempt=bench.attempt, rank=bench.rank)
+    layers: tuple[Layer, ...] = ()
+    if bench is not None and (job.settings.explain or not climbed.rungs[0].passed):
+        layers = _layers(bench, target)
+    winner = climbed.winner
+    shown = winner or climbed.rungs[-1]
+    built = bench.built.get(shown.recipe.name) if bench else None
+    if winner is not None and built is not None:
+        write_atomic(path, built.file.read_bytes())
+        taken_s = time.monotonic() - began_s
+        _log.info("%s: wrote %s by %s in %.0f s", target.name, path.name, winner.recipe.name, taken_s)
+    else:
+        _remove(path)
+        _log.warning("%s: not written: %s", target.name, _reason(climbed))
+    return _result(job, target, climbed, built=built, layers=layers, path=path)
 
 
-def _latencies(job: _Job, built: list[_Built]) -> dict[str, Latency]:
+def _reason(climbed: Climb) -> str:
+    """Say why no recipe won: what was wrong with the last, and with how many others."""
+    if climbed.winner is not None:
+        return ""
+    more = len(climbed.rungs) - 1
+    others = f" (and {more} other recipe{'s' * (more > 1)} failed)" if more else ""
+    return f"{climbed.rungs[-1].reason}{others}"
+
+
+def _float_of(target: Target) -> Recipe:
+    return next(each.ladder[0] for each in TARGETS.values() if each.engine == target.engine)
+
+
+def _layers(bench: Bench, target: Target) -> tuple[Layer, ...]:
+    recipe = target.ladder[0]
+    if recipe.weights == "float32":
+        return ()
+    try:
+        return bench.explain(recipe)
+    except Exception as error:  # the converters' layers raise whatever they like about a user's network
+        _log.warning("%s: its layers cannot be measured one by one: %s", target.name, str(error)[:200])
+        return ()
+
+
+def _result(
+    job: Job,
+    target: Target,
+    climbed: Climb,
+    *,
+    built: Built | None,
+    layers: tuple[Layer, ...],
+    path: Path,
+) -> TargetResult:
+    shown = climbed.winner or climbed.rungs[-1]
+    passed = climbed.winner is not None
+    answers = built.answers if built is not None else None
+    classes = job.core.version.signature.classes
+    return TargetResult(
+        target=target.name,
+        engine=target.engine,
+        precision=target.precision,
+        recipe=shown.recipe.name if passed else None,
+        figures=shown.figures,
+        measured_in=built.measured_in if built is not None else "",
+        note=_note(target, shown, built=built) if passed else "",
+        passed=passed,
+        reason=_reason(climbed),
+        bundle=path if passed else None,
+        digest=built.digest if passed and built is not None else None,
+        ladder=climbed.rungs,
+        winner=climbed.winner,
+        layers=layers,
+        confusion=confusion(job.expected, answers, classes=classes) if answers is not None else None,
+        errors=error_histogram(job.expected, answers, scale=job.scale) if answers is not None else None,
+    )
+
+
+def _winner(result: TargetResult) -> Winner | None:
+    if result.digest is None or result.winner is None:
+        return None
+    return Winner(result.target, result.winner.recipe.to_json(), result.winner.kept, result.digest)
+
+
+def _note(target: Target, rung: Rung, *, built: Built | None) -> str:
+    """Say what a user should know although the target passed."""
+    notes = []
+    if target.gpu and built is not None and "not on a GPU" in built.measured_in:
+        notes.append("not run on a GPU: its accuracy is onnxruntime's, its speed was not measured")
+    if rung.figures is not None and rung.figures.is_slower:
+        notes.append(f"{rung.figures.slowdown:.1f} times the latency of float32 in {target.engine}")
+    if built is not None:
+        notes += built.notes
+    return "; ".join(notes)
+
+
+def _reference(job: Job) -> Reference:
     version = job.core.version
-    reference = open_engine(
+    engine = open_engine(
         version.model_path,
         engine="onnxruntime",
         threads=job.settings.threads,
         signature=version.signature,
     )
-    answers: dict[str, Answer] = {"reference": reference.run}
-    answers.update({each.target.name: each.runner.run for each in built})
-    return measure_latency(answers, job.held_out.tensors)
-
-
-def _publish(
-    job: _Job, built: _Built | str, *, latency: Latency | None, target: Target, output: Path
-) -> TargetResult:
-    """Show the bundle under its name if it kept every budget; otherwise leave none there."""
-    path = output / f"{bundle_name(job.core.version.name, target.name)}{SUFFIX}"
-    if isinstance(built, str) or latency is None:
-        _remove(path)
-        return TargetResult(target.name, None, None, None, False, str(built), None, None)
-    size_bytes = built.file.stat().st_size
-    reason = job.budgets.broken(built.comparison, size_bytes=size_bytes, latency=latency)
-    golden = built.runner.check_golden()
-    if not reason and not golden.passed:
-        reason = f"golden rows: {golden.reason}"
-    if reason:
-        _remove(path)
-        return TargetResult(target.name, built.comparison, size_bytes, latency, False, reason, None, None)
-    write_atomic(path, built.file.read_bytes())
-    _log.info("%s: wrote %s, %d bytes", target.name, path.name, size_bytes)
-    return TargetResult(target.name, built.comparison, size_bytes, latency, True, "", path, built.digest)
+    metric = leading_metric(version.signature.task)
+    return Reference(
+        metric=metric,
+        value=score(metric, job.held_out.labels, job.expected),
+        size_bytes=version.model_path.stat().st_size,
+        latency=measure_latency({"reference": engine.run}, job.held_out.tensors)["reference"],
+    )
 
 
 def _remove(path: Path) -> None:
@@ -375,18 +329,38 @@ def _remove(path: Path) -> None:
         ) from error
 
 
+def _write_page(project: Project, facts: dict[str, Any], path: Path) -> Path | None:
+    from kit.report import export_report
+
+    try:
+        page = export_report(project, facts)
+    except MissingDependencyError as error:
+        _log.warning("no page was written: %s; %s", error.message, error.hint)
+        return None
+    write_atomic(path, page)
+    return path
+
+
 def _facts(
-    model: str,
-    digest: str,
-    reference: Reference,
-    results: tuple[TargetResult, ...],
-    settings: ExportSettings,
+    model: str, digest: str, reference: Reference, results: list[TargetResult], job: Job
 ) -> dict[str, Any]:
     """Give the record's content."""
+    machine = this_machine()
     return {
         "model": model,
         "digest": digest,
-        "settings": settings.model_dump(mode="json"),
+        "settings": job.settings.model_dump(mode="json"),
+        "machine": {
+            "cpu": machine.cpu,
+            "arch": machine.arch,
+            "cores": machine.cores,
+            "threads": job.settings.threads,
+        },
+        "calibration": {
+            "n_rows": len(job.calibration.rows),
+            "fingerprint": job.calibration.fingerprint,
+            "n_left_out": job.calibration.n_left_out,
+        },
         "reference": {
             "metric": reference.metric,
             "value": reference.value,
@@ -398,52 +372,55 @@ def _facts(
 
 
 def _target_facts(result: TargetResult) -> dict[str, Any]:
-    comparison = result.comparison
+    figures = result.figures
     return {
         "target": result.target,
-        "metric": comparison and comparison.metric,
-        "value": comparison and comparison.value,
-        "agreement": comparison and comparison.agreement,
-        "output_error": comparison and comparison.output_error,
-        "n_rows": comparison and comparison.n_rows,
-        "size_bytes": result.size_bytes,
-        "latency_ms": result.latency and result.latency.to_json(),
+        "engine": result.engine,
+        "precision": result.precision,
+        "recipe": result.recipe,
+        "metric": figures and figures.comparison.metric,
+        "n_rows": figures and figures.comparison.n_rows,
+        **_figures(figures),
+        "float_latency_ms": figures and figures.float_latency and figures.float_latency.to_json(),
+        "float_bytes": figures and figures.float_bytes,
+        "measured_in": result.measured_in,
+        "note": result.note,
         "passed": result.passed,
         "reason": result.reason,
         "bundle": result.bundle and str(result.bundle),
         "bundle_digest": result.digest,
+        "ladder": [
+            {
+                "recipe": rung.recipe.name,
+                "says": rung.recipe.says,
+                **_figures(rung.figures),
+                "passed": rung is result.winner,
+                "reason": rung.reason,
+                "kept": list(rung.kept),
+            }
+            for rung in result.ladder
+        ],
+        "confusion": result.confusion,
+        "errors": result.errors,
+        "layers": [layer.to_json() for layer in result.layers],
     }
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the converters' progress bars, C++ logs and warnings off the user's screen.
-
-    Some write to ``sys.stdout``, some to the file descriptors; all of it goes to the debug log.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
-    previous = logging.root.manager.disable
-    written = io.StringIO()  # not a file: some of them keep the stream they find when imported
-    with tempfile.TemporaryFile() as sink:
-        try:
-            os.dup2(sink.fileno(), 1)
-            os.dup2(sink.fileno(), 2)
-            logging.disable(logging.CRITICAL)
-            with (
-                contextlib.redirect_stdout(written),
-                contextlib.redirect_stderr(written),
-                warnings.catch_warnings(),
-            ):
-                warnings.simplefilter("ignore")
-                yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for descriptor, copy in zip((1, 2), saved, strict=True):
-                os.dup2(copy, descriptor)
-                os.close(copy)
-            logging.disable(previous)
-            sink.seek(0)
-            _log.debug("the converter wrote: %s", written.getvalue() + sink.read().decode(errors="replace"))
+def _figures(figures: Figures | None) -> dict[str, Any]:
+    comparison = figures and figures.comparison
+    found = {
+        "value": comparison and comparison.value,
+        "drop": comparison and comparison.drop,
+        "agreement": comparison and comparison.agreement,
+        "output_error": comparison and comparison.output_error,
+        "size_bytes": figures and figures.size_bytes,
+        "model_bytes": figures and figures.model_bytes,
+        "memory_mb": figures and figures.memory_mb,
+        "load_s": figures and figures.load_s,
+    }
+    # JSON has no NaN and no infinity; a page shows that there is no figure, and the reason says which.
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in found.items()
+    }
+    return {**finite, "latency_ms": figures and figures.latency and figures.latency.to_json()}

@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edge.agent.device import CONFIRMED, IDLE, REJECTED, UNCHANGED, Device, Report
-from edge.agent.trial import CODE_FOLDER
 from kit import errors, files, signing
 from kit.archive import SUFFIX, unpack
 from kit.bundle import Bundle, open_bundle
+from kit.child import CODE_FOLDER
 from kit.project import Project
 from kit.settings import FlashSettings
 

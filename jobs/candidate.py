@@ -192,7 +192,7 @@ def _export(
     from jobs.preparation.device import fitted_steps, missing_steps
 
     split, signature, transformer = prepared.split, prepared.signature, prepared.transformer
-    sample = prepared.train[:2]
+    sample = prepared.blank  # the program keeps it
     _log.info("exporting to ONNX and checking it against Python")
     onnx = export_onnx(fitted.model, transformer=transformer, signature=signature, sample=sample)
     answer = run_onnx(onnx)

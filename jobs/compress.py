@@ -192,7 +192,7 @@ def plan(project: Project, settings: CompressSettings) -> Plan:
         "n_classes": n_classes,
     }
     build = _build(settings, fine_tuning, parent, prepared=prepared, known=known)
-    check_network(build(project), rows=prepared.train[:2], n_classes=n_classes)
+    check_network(build(project), rows=prepared.trial, n_classes=n_classes)
     arrays, taught = dict(prepared.arrays), {}
     if settings.method != "prune" and settings.teacher_weight > 0:
         arrays["train_teacher"] = logits_of(parent.network, prepared.train)
@@ -303,7 +303,7 @@ def _build(
             weights=parent.weights(),
             ratio=settings.ratio,
             parameters=known["parameters"],
-            row_shape=prepared.train.shape[1:],
+            rows=prepared.trial,
             n_classes=known["n_classes"],
         )
     n_batches = ranging_batches(

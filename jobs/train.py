@@ -108,7 +108,7 @@ def _fit(
     build = partial(build_network, n_features=prepared.n_features, n_classes=len(classes))
     # Built once before Ray starts: a factory that cannot work is refused in a second.
     network = build(project)
-    check_network(network, rows=prepared.train[:2], n_classes=len(classes))
+    check_network(network, rows=prepared.trial, n_classes=len(classes))
     if settings.gradient_checkpointing:
         compute_twice(network)
     return fit_on_workers(

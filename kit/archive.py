@@ -21,14 +21,19 @@ SUFFIX = ".bundle"
 """How a bundle's file name ends."""
 
 BUNDLE_FILES = (
+    "bom.cdx.json",
     "golden/inputs.npz",
     "golden/outputs.npz",
+    "licenses.txt",
     "manifest.json",
     "model.bin",
+    "model.onnx",
     "model.sig",
     "model.tflite",
     "model.xml",
     "preprocessing.json",
+    "profile.json",
+    "provenance.json",
     "signature.json",
 )
 """Every file a bundle may hold."""

@@ -84,7 +84,7 @@ class Project:
                     hint=f"leave {idle.name} out, or set {idle.because} = {idle.needed}",
                 )
         places = {
-            field: self.locate(place)
+            field: tuple(map(self.locate, place)) if isinstance(place, tuple) else self.locate(place)
             for field, info in cls.model_fields.items()
             if is_marked(info, "path") and (place := getattr(settings, field)) is not None
         }

@@ -61,12 +61,13 @@ class Runner:
     steps: Steps | None
 
     @classmethod
-    def open(cls, folder: Path, *, threads: int) -> Runner:
+    def open(cls, folder: Path, *, threads: int, engine: str | None = None) -> Runner:
         """Load a bundle's model into its engine.
 
         Args:
             folder: An unpacked bundle that ``kit.bundle.open_bundle`` has let pass.
             threads: CPU threads of the engine, at least 1; 0 leaves it to the engine.
+            engine: Stands in for the manifest's, on a machine that lacks what that one needs.
 
         Raises:
             VerificationError: The manifest is not one this kit can read.
@@ -80,11 +81,14 @@ class Runner:
             inputs=tuple(TensorSpec.from_json(spec) for spec in manifest["core"]["inputs"]),
             outputs=tuple(TensorSpec.from_json(spec) for spec in manifest["core"]["outputs"]),
         )
-        engine = open_engine(
-            folder / manifest["model"], engine=manifest["engine"], threads=threads, signature=core
+        opened = open_engine(
+            folder / manifest["model"],
+            engine=engine or manifest["engine"],
+            threads=threads,
+            signature=core,
         )
         steps = Steps.from_json(read_json(preprocessing)) if preprocessing.is_file() else None
-        return cls(folder=folder, manifest=manifest, signature=signature, engine=engine, steps=steps)
+        return cls(folder=folder, manifest=manifest, signature=signature, engine=opened, steps=steps)
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> Tensors:
         """Answer rows.

@@ -1,4 +1,4 @@
-"""The agent's command line: ``python -m edge.agent run|predict|health DIR``.
+"""The agent's command line: ``python -m edge.agent run|predict|health|bench DIR``.
 
 It parses, calls, prints, and turns an error into one sentence and an exit code.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from edge.agent import install, rows, trial
 from edge.agent.device import Device
-from kit import errors, files
+from kit import errors, files, gauge
 from kit.runner import Runner
 
 _log = logging.getLogger("kit.agent")
@@ -143,6 +143,29 @@ def health(folder: Path) -> int:
     return 0 if found["healthy"] else 1
 
 
+def bench(folder: Path, *, json_file: Path | None) -> int:
+    """Measure the current slot in a process of its own and print one JSON object, as ``kit bench`` writes it.
+
+    Args:
+        folder: The device folder.
+        json_file: Where to write the object, too; None writes no file.
+
+    Returns:
+        0 when the slot answers its golden rows rightly, otherwise 1.
+
+    Raises:
+        KitError: The device runs nothing, or its engine is missing, crashed or refuses the file.
+    """
+    good = Device.open(folder).good_slot()
+    if good.fell_back:
+        _log.warning(f"warning: measuring the previous bundle: {good.fell_back}")
+    found = gauge.gauge_in_child(good.bundle.folder, threads=trial.THREADS)
+    print(json.dumps(found.to_json(), indent=2, sort_keys=True))
+    if json_file is not None:
+        files.write_atomic(json_file, files.canonical_json(found.to_json()))
+    return 0 if found.golden_passed else 1
+
+
 def _trial(folder: Path, *, digest: str) -> int:
     found = trial.examine_as_child(Device.open(folder), digest=digest)
     print(json.dumps(found), flush=True)
@@ -197,6 +220,8 @@ def _parser() -> argparse.ArgumentParser:
     asking.add_argument("--output", type=Path, metavar="FILE", help="where to write; printed when left out")
     asking.add_argument("--limit", type=_count, metavar="N", help="answer the first N rows only")
     add("health", health, "Print what the device runs and how well, as one JSON object.")
+    measuring = add("bench", bench, "Measure the current slot, as one JSON object.")
+    measuring.add_argument("--json-file", type=Path, metavar="FILE", help="where to write it, too")
     trying = add("trial", _trial, "Examine one slot; the agent calls this in a child process.")
     trying.add_argument("digest", metavar="DIGEST", help="the slot")
     return parser

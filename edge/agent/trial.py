@@ -7,23 +7,19 @@ slot (``edge.agent.install`` does).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import math
-import os
 import signal
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from edge.agent.device import Device
 from kit import golden
 from kit.bundle import Bundle
+from kit.child import CODE_FOLDER, run_child
 from kit.errors import GateError, KitError
 from kit.runner import Runner
 
@@ -32,9 +28,6 @@ TIMEOUT_S = 60.0
 
 THREADS = 1
 """Engine threads of the agent: in the trial as in every prediction, so the latency is the one promised."""
-
-CODE_FOLDER = Path(__file__).resolve().parents[2]
-"""Where a child is started, so that it imports this agent and nothing of the caller's folder."""
 
 _N_CALLS = 50
 _MEASURE_S = 2.0
@@ -139,30 +132,10 @@ def run_trial(device: Device, *, digest: str, timeout_s: float) -> dict[str, Any
         GateError: The child crashed, hung, broke a rule or examined another slot.
     """
     command = [sys.executable, "-m", "edge.agent", "trial", str(device.folder.resolve()), digest]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=CODE_FOLDER,
-        start_new_session=True,
-    )
-    try:
-        output, errors = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired as error:
-        raise GateError(f"the trial did not end within {timeout_s:g} s") from error
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    found = _last_object(output)
-    if process.returncode < 0:
-        number = -process.returncode
-        raise GateError(f"the trial crashed with signal {number} ({signal.strsignal(number)})")
-    if process.returncode != 0 or not found:
-        last_words = errors.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-        raise GateError(str(found.get("reason") or f"the trial crashed: {last_words[0][:300]}"))
+    ended = run_child(command, folder=CODE_FOLDER, timeout_s=timeout_s)
+    found = ended.found
+    if ended.trouble:
+        raise GateError(str(found.get("reason") or f"the trial {ended.trouble}"))
     if found.get("digest") != digest:
         raise GateError(f"the trial ran {str(found.get('digest'))[:12]} instead of {digest[:12]}")
     return found
@@ -181,13 +154,3 @@ def _median_latency_ms(runner: Runner) -> float:
         if after - started > _MEASURE_S:
             break
     return statistics.median(durations)
-
-
-def _last_object(output: bytes) -> dict[str, Any]:
-    """Read the last line a child printed; runtimes may have printed before it."""
-    lines = output.decode(errors="replace").strip().splitlines()
-    try:
-        value = json.loads(lines[-1]) if lines else {}
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -47,7 +47,7 @@ def student_parameters(
     network = recorded_network(
         project, parameters=parameters, n_features=prepared.n_features, n_classes=n_classes
     )
-    check_network(network, rows=prepared.train[:2], n_classes=n_classes)
+    check_network(network, rows=prepared.trial, n_classes=n_classes)
     small, large = n_parameters(network), n_parameters(parent.network)
     if small >= large:
         raise SettingsError(

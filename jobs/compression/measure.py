@@ -147,13 +147,17 @@ def answers(onnx: bytes, tensors: Mapping[str, np.ndarray]) -> Tensors:
     return dict(zip(names, session.run(names, dict(tensors)), strict=True))
 
 
-def n_operations(network: torch.nn.Module, *, row_shape: tuple[int, ...]) -> int:
+def n_operations(network: torch.nn.Module, *, row: np.ndarray) -> int:
     """Count the multiplications with addition that a network does for one row.
 
     Convolutions and matrix products count, those inside attention and recurrent layers included; activations,
     normalisations and products of single elements do not. PyTorch's fused kernels (the attention fast path,
     oneDNN, fused attention) hide their products from its counter, so they are off while it counts; what was
     set before is restored.
+
+    Args:
+        network: Any.
+        row: One row as it reads them, shape (1, ...); its values change nothing.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -162,7 +166,7 @@ def n_operations(network: torch.nn.Module, *, row_shape: tuple[int, ...]) -> int
     network.eval()
     try:
         with torch.no_grad(), _nothing_fused(), FlopCounterMode(display=False) as counter:
-            network(torch.zeros((1, *row_shape)))
+            network(torch.from_numpy(np.array(row)))
     finally:
         network.train(training)
     return int(counter.get_total_flops()) // 2  # it counts an addition and a multiplication as two
@@ -187,17 +191,18 @@ def int8_answers(network: torch.nn.Module, *, prepared: Prepared) -> Tensors:
     from jobs.exporting.form import FEATURES
     from jobs.exporting.graph import export_onnx
 
-    shape = (-1, *prepared.train.shape[1:])
-    core = Signature(
-        prepared.signature.task, (TensorSpec(FEATURES, "float32", shape),), prepared.signature.outputs
-    )
-    graph = export_onnx(network, transformer=None, signature=core, sample=prepared.train[:2])
+    core = prepared.signature
+    if prepared.transformer is not None:
+        spec = TensorSpec(FEATURES, "float32", (-1, *prepared.train.shape[1:]))
+        core = Signature(core.task, (spec,), core.outputs)
+    name = core.inputs[0].name
+    graph = export_onnx(network, transformer=None, signature=core, sample=prepared.blank)
     n_rows = min(_CALIBRATION_ROWS, len(prepared.train))
     chosen = np.linspace(0, len(prepared.train) - 1, n_rows).astype(np.int64)
-    quantised = _quantised(graph, {FEATURES: prepared.train[chosen]})
+    quantised = _quantised(graph, {name: prepared.train[chosen]})
     session = _session(quantised, exact=True)
     names = [output.name for output in session.get_outputs()]
-    found = session.run(names, {FEATURES: prepared.read(prepared.split.test)})
+    found = session.run(names, {name: prepared.read(prepared.split.test)})
     return dict(zip(names, found, strict=True))
 
 
@@ -217,7 +222,7 @@ def _side(subject: Subject, *, prepared: Prepared) -> _Side:
     raw = found["logits" if "logits" in found else "value"]
     measured = Measured(
         size_bytes=len(subject.onnx),
-        operations=n_operations(subject.network, row_shape=prepared.train.shape[1:]),
+        operations=n_operations(subject.network, row=prepared.train[:1]),
         parameters=n_parameters(subject.network),
         metrics=evaluate(task, held_out.labels, found),
         latency_ms=0.0,

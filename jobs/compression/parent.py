@@ -123,7 +123,7 @@ def load_parent(
     network = recorded_network(
         project, parameters=parameters, n_features=prepared.n_features, n_classes=n_classes
     )
-    check_network(network, rows=prepared.train[:2], n_classes=n_classes)
+    check_network(network, rows=prepared.trial, n_classes=n_classes)
     _take_weights(network, version, name=name)
     _require_same_answers(network, version, prepared=prepared, name=name)
     return Parent(record, version, parameters, network.eval())
@@ -161,7 +161,7 @@ def logits_of(network: torch.nn.Module, rows: np.ndarray, *, batch_rows: int = 1
 
     Args:
         network: Answers rows; its mode is kept.
-        rows: What it reads, float32, shape (n_rows, ...).
+        rows: What it reads, shape (n_rows, ...).
         batch_rows: Rows at a time, so that memory stays bounded.
 
     Returns:

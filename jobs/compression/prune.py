@@ -32,7 +32,7 @@ def pruned_network(
     weights: bytes,
     ratio: float,
     parameters: Mapping[str, Any],
-    row_shape: tuple[int, ...],
+    rows: np.ndarray,
     n_classes: int,
 ) -> torch.nn.Module:
     """Build a version's network again and remove a share of its channels.
@@ -44,22 +44,20 @@ def pruned_network(
         weights: Of the version, from ``Parent.weights``: they decide which channels go.
         ratio: Share of each layer's channels that goes, above 0 and below 1.
         parameters: Arguments of the factory the version was built with.
-        row_shape: Of one row as the network reads it.
+        rows: A few rows as the network reads them; their values change nothing.
         n_classes: 0 for regression.
 
     Raises:
         ProjectError: The network cannot be pruned; the message says why.
     """
     network = recorded_network(
-        project, parameters=parameters, n_features=int(np.prod(row_shape)), n_classes=n_classes
+        project, parameters=parameters, n_features=int(np.prod(rows.shape[1:])), n_classes=n_classes
     )
     load_weights(network, weights)
-    return prune(network, ratio=ratio, row_shape=row_shape, n_classes=n_classes)
+    return prune(network, ratio=ratio, rows=rows, n_classes=n_classes)
 
 
-def prune(
-    network: torch.nn.Module, *, ratio: float, row_shape: tuple[int, ...], n_classes: int
-) -> torch.nn.Module:
+def prune(network: torch.nn.Module, *, ratio: float, rows: np.ndarray, n_classes: int) -> torch.nn.Module:
     """Remove a share of the channels of every layer but those that give the answer.
 
     Channels that depend on each other form a group; those whose weights in it have the smallest
@@ -68,7 +66,7 @@ def prune(
     Args:
         network: Trained; changed, and given back.
         ratio: Share of each layer's channels that goes, above 0 and below 1.
-        row_shape: Of one row as the network reads it.
+        rows: As for ``pruned_network``.
         n_classes: 0 for regression.
 
     Raises:
@@ -80,15 +78,15 @@ def prune(
     import torch_pruning as pruning
 
     before = n_parameters(network)
-    rows = torch.zeros((2, *row_shape))
+    read = torch.from_numpy(np.array(rows))
     network.eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of parameters outside any layer: those it leaves alone
         try:
-            kept = _answering_layers(network, rows)
+            kept = _answering_layers(network, read)
             pruning.pruner.BasePruner(
                 network,
-                rows,
+                read,
                 importance=pruning.importance.GroupMagnitudeImportance(p=2),
                 pruning_ratio=ratio,
                 ignored_layers=kept,
@@ -97,7 +95,7 @@ def prune(
             raise _unprunable(f"{type(error).__name__}: {error}") from error
     network.requires_grad_(True)
     try:
-        check_network(network, rows=rows.numpy(), n_classes=n_classes)
+        check_network(network, rows=rows, n_classes=n_classes)
     except ProjectError as error:
         raise _unprunable(error.message) from error
     after = n_parameters(network)

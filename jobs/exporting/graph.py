@@ -28,6 +28,7 @@ from jobs.exporting.network_graph import answering, evaluating, network_graph, t
 from jobs.exporting.preparation_graph import preprocessing_graph, raise_opset
 from jobs.fitting.estimator_class import is_estimator
 from jobs.preparation.frame import check_transformer, to_features
+from jobs.preparation.raw import raw_input
 from kit.errors import ProjectError
 from kit.signature import Signature, Tensors
 
@@ -48,7 +49,7 @@ def python_reference(
 
     def read_rows(tensors: Mapping[str, np.ndarray]) -> np.ndarray:
         if transformer is None:
-            return np.asarray(tensors[_network_input(signature, transformer=None)])
+            return np.asarray(tensors[_network_input(network, signature, transformer=None)])
         return to_features(transformer, tensors, signature=signature)
 
     if is_estimator(network):
@@ -71,7 +72,8 @@ def export_program(network: Any, *, sample: np.ndarray) -> bytes | None:
 
     Args:
         network: Trained; it is not changed.
-        sample: What the network reads, float32, shape (n_rows, ...); only the shape is used.
+        sample: What the network reads, shape (n_rows, ...); of floats only the shape is used, of integers
+            the smallest as well, which the program keeps: give made-up ones.
 
     Returns:
         The bytes of ``model.pt2``: reads one tensor, gives what ``forward`` gives. None for an
@@ -98,7 +100,7 @@ def export_onnx(network: Any, *, transformer: Any | None, signature: Signature, 
         network: Trained, or a fitted estimator; it is not changed.
         transformer: Fitted, or None when the network reads the signature's only input.
         signature: The graph's inputs and outputs, exactly.
-        sample: What the network reads, float32, shape (n_rows, ...); only the shape is used.
+        sample: As for ``export_program``.
 
     Returns:
         The bytes of ``model.onnx``. With a transformer it holds an inner tensor ``features``,
@@ -111,7 +113,7 @@ def export_onnx(network: Any, *, transformer: Any | None, signature: Signature, 
     import onnx
     from onnx import compose
 
-    name = _network_input(signature, transformer=transformer)
+    name = _network_input(network, signature, transformer=transformer)
     if is_estimator(network):
         core = estimator_graph(network, signature=signature, name=name, row_shape=sample.shape[1:])
         core.ir_version = IR_VERSION
@@ -134,25 +136,20 @@ def export_onnx(network: Any, *, transformer: Any | None, signature: Signature, 
     return data
 
 
-def _network_input(signature: Signature, *, transformer: Any | None) -> str:
+def _network_input(network: Any, signature: Signature, *, transformer: Any | None) -> str:
     """Name the tensor the network reads, refusing a signature it cannot be fed from."""
-    names = [spec.name for spec in signature.inputs]
     if transformer is not None:
-        taken = sorted({FEATURES, *OUTPUTS[signature.task]} & set(names))
+        names = {spec.name for spec in signature.inputs}
+        taken = sorted({FEATURES, *OUTPUTS[signature.task]} & names)
         if taken:
             raise ProjectError(
                 f"an input is named {taken[0]!r}, a name the graph needs itself",
                 hint="give the input another name in kit.toml",
             )
         return FEATURES
-    if len(names) != 1 or signature.inputs[0].dtype != "float32":
-        listed = ", ".join(f"{spec.name} ({spec.dtype})" for spec in signature.inputs)
+    name = raw_input(signature, integers=not is_estimator(network)).name
+    if name in OUTPUTS[signature.task]:
         raise ProjectError(
-            f"without preprocessing a network reads exactly one float32 input, not {listed}",
-            hint="declare one float32 input, or give the project a scikit-learn preprocessing",
+            f"the input {name!r} has the name of an output", hint="rename the input in kit.toml"
         )
-    if names[0] in OUTPUTS[signature.task]:
-        raise ProjectError(
-            f"the input {names[0]!r} has the name of an output", hint="rename the input in kit.toml"
-        )
-    return names[0]
+    return name

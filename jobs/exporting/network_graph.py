@@ -59,7 +59,7 @@ def _check_answer(network: torch.nn.Module, *, signature: Signature, sample: np.
     import torch
 
     with torch.no_grad():
-        answer = evaluating(network)(torch.zeros((2, *sample.shape[1:])))
+        answer = evaluating(network)(_blank(sample))
     if not isinstance(answer, torch.Tensor):
         raise ProjectError(
             f"the network answers with a value of type {type(answer).__name__}; one tensor is expected"
@@ -82,16 +82,15 @@ def _check_answer(network: torch.nn.Module, *, signature: Signature, sample: np.
 def trace(module: torch.nn.Module, sample: np.ndarray) -> torch.export.ExportedProgram:
     """Trace with a free number of rows, and forget where the code stood.
 
-    Zeros of the sample's shape stand in for the sample: the program keeps its example inputs,
+    Rows without content stand in for the sample (``_blank``): the program keeps its example inputs,
     and training rows do not belong in a model file.
     """
     import torch
 
-    zeros = torch.zeros((2, *sample.shape[1:]))
     rows = torch.export.Dim("batch")
     try:
         with quiet(), torch.no_grad():
-            program = torch.export.export(module, (zeros,), dynamic_shapes=({0: rows},))
+            program = torch.export.export(module, (_blank(sample),), dynamic_shapes=({0: rows},))
     except (RuntimeError, ValueError) as error:
         raise ProjectError(
             f"the network cannot be exported with a free number of rows: {first_line(error)}",
@@ -103,6 +102,14 @@ def trace(module: torch.nn.Module, sample: np.ndarray) -> torch.export.ExportedP
                 # stack_trace, nn_module_stack and the like hold paths and class names
                 node.meta = {key: value for key, value in node.meta.items() if key in ("val", "tensor_meta")}
     return program
+
+
+def _blank(sample: np.ndarray) -> torch.Tensor:
+    """Give two rows of the sample's shape and type: zeros, or its smallest integer, which a table knows."""
+    import torch
+
+    value = sample.min() if sample.dtype.kind in "iu" else 0
+    return torch.from_numpy(np.full((2, *sample.shape[1:]), value, dtype=sample.dtype))
 
 
 def network_graph(

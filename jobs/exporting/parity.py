@@ -7,6 +7,7 @@ caller says what the reference and what the candidate is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -274,8 +275,10 @@ def _strange(spec: TensorSpec) -> Sequence[object]:
     if DTYPES[spec.dtype].kind in "iu":
         info = np.iinfo(spec.dtype)
         # beyond 2^24 float32, in which preprocessing computes, no longer holds every integer
-        edges = (low, high, 0, 1, -1, 255, 2**24, -(2**24))
-        return sorted({int(v) for v in edges if low <= v <= high and info.min <= v <= info.max})
+        edges = [0, 1, -1, 255, 2**24, -(2**24)]
+        edges += [] if spec.minimum is None else [math.ceil(low)]
+        edges += [] if spec.maximum is None else [math.floor(high)]
+        return sorted({v for v in edges if low <= v <= high and info.min <= v <= info.max})
     if spec.dtype == "float16":
         low, high = max(low, -_FLOAT16_MAX), min(high, _FLOAT16_MAX)
     bounds = [bound for bound in (spec.minimum, spec.maximum) if bound is not None]

@@ -94,8 +94,10 @@ def check_network(network: torch.nn.Module, *, rows: np.ndarray, n_classes: int)
             answer = network(torch.from_numpy(np.array(rows)))
     except Exception as error:  # the user's code may raise anything at all
         raise ProjectError(
-            f"the network cannot read rows of shape {list(rows.shape[1:])}: {type(error).__name__}: {error}",
-            hint="correct the network's forward or the shape in [[data.inputs]]",
+            f"the network cannot read {_described(rows)}: {type(error).__name__}: {error}",
+            hint="correct the network's forward, or shape, minimum and maximum in [[data.inputs]]"
+            if rows.dtype.kind == "i"
+            else "correct the network's forward or the shape in [[data.inputs]]",
         ) from error
     network.train()
     wanted = [(len(rows), n_classes)] if n_classes else [(len(rows),), (len(rows), 1)]
@@ -108,6 +110,11 @@ def check_network(network: torch.nn.Module, *, rows: np.ndarray, n_classes: int)
             else "return one value per row; n_classes is 0 for a regression, so write "
             "n_classes or 1 where the last layer is made",
         )
+
+
+def _described(rows: np.ndarray) -> str:
+    said = f"rows of shape {list(rows.shape[1:])}"
+    return said if rows.dtype.kind != "i" else f"{said} with integers from {rows.min()} to {rows.max()}"
 
 
 def has_idle_weights(network: torch.nn.Module, rows: np.ndarray) -> bool:

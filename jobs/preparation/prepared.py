@@ -22,12 +22,13 @@ from jobs.preparation.frame import (
     to_matrix,
 )
 from jobs.preparation.plan import Plan, plan_features
+from jobs.preparation.raw import blank_rows, edge_rows, raw_input
 from kit.cleaning import Change
 from kit.data import load
 from kit.errors import InputError, KitError, ProjectError
 from kit.project import Project
 from kit.rows import Part, Split
-from kit.signature import Signature
+from kit.signature import Signature, TensorSpec
 
 _log = logging.getLogger("kit")
 
@@ -40,7 +41,7 @@ class Prepared:
         split: The rows in their three parts, as tensors; of the training part, those that are left.
         signature: Inputs and outputs.
         transformer: Fitted on the training rows; None where the network reads the input itself.
-        train: What is learned from, float32, shape (n_rows, ...).
+        train: What is learned from, shape (n_rows, ...): float32, or the integers of the only input.
         validation: Likewise, for early stopping.
         dropped: What leaving training rows out did.
         features: Names of what the network reads, such as ``age`` or ``color=red``; empty where a
@@ -76,6 +77,20 @@ class Prepared:
         return int(np.prod(self.train.shape[1:]))
 
     @property
+    def blank(self) -> np.ndarray:
+        """Two rows that stand in for training rows in a file, where only shape and type count."""
+        if self.transformer is None:
+            return blank_rows(raw_input(self.signature))
+        return np.zeros((2, *self.train.shape[1:]), dtype=self.train.dtype)
+
+    @property
+    def trial(self) -> np.ndarray:
+        """A few rows to try a network on; of integers the smallest and the largest allowed are among them."""
+        if self.transformer is None:
+            return np.concatenate([self.train[:2], edge_rows(raw_input(self.signature))])
+        return self.train[:2]
+
+    @property
     def arrays(self) -> dict[str, np.ndarray]:
         """What the training loop reads."""
         return {
@@ -86,9 +101,9 @@ class Prepared:
         }
 
     def read(self, part: Part) -> np.ndarray:
-        """Give some rows as the network reads them: float32, shape (n_rows, ...)."""
+        """Give some rows as the network reads them, in the type of ``train``, shape (n_rows, ...)."""
         if self.transformer is None:
-            return np.asarray(part.tensors[_only_input(self.signature)])
+            return np.asarray(part.tensors[raw_input(self.signature).name])
         return to_features(self.transformer, part.tensors, signature=self.signature)
 
 
@@ -98,9 +113,11 @@ def prepare_rows(project: Project) -> Prepared:
     Raises:
         InputError: The data breaks a rule.
         SettingsError: [[prepare.features]] or [prepare.select] asks for what cannot be done.
-        ProjectError: The preprocessing cannot be built, fitted or exported.
+        ProjectError: The preprocessing cannot be built, fitted or exported; there is none, and the inputs
+            cannot be read as they are.
     """
-    plan_features(project)  # refused before the table is read
+    if plan_features(project) is None and project.settings.model.preprocessing is None:
+        _raw_input(project, project.settings.signature(()))  # refused before the table is read
     prepared = fit_preparation(project, load(project))
     if prepared.transformer is not None:
         _warn_of_lost_words(prepared)
@@ -115,14 +132,14 @@ def fit_preparation(project: Project, split: Split) -> Prepared:
         return _fit_plan(project, split, plan=plan, signature=signature)
     reference = project.settings.model.preprocessing
     if reference is None:
-        name = _only_input(signature)
+        spec = _raw_input(project, signature)
         return Prepared(
             split,
             signature,
             None,
-            split.train.tensors[name],
-            split.validation.tensors[name],
-            features=frame_columns(signature.inputs[0]),
+            split.train.tensors[spec.name],
+            split.validation.tensors[spec.name],
+            features=frame_columns(spec),
         )
     return _fit_own(project, split, reference=reference, signature=signature)
 
@@ -253,12 +270,5 @@ def _own_transformer(project: Project, reference: str) -> Any:
     return transformer
 
 
-def _only_input(signature: Signature) -> str:
-    specs = signature.inputs
-    if len(specs) != 1 or specs[0].dtype != "float32" or specs[0].nullable:
-        raise ProjectError(
-            "without preprocessing the network reads one float32 input without missing values, but "
-            "[[data.inputs]] names " + ", ".join(f"{spec.name} ({spec.dtype})" for spec in specs),
-            hint="say under [[prepare.features]] how columns become numbers",
-        )
-    return specs[0].name
+def _raw_input(project: Project, signature: Signature) -> TensorSpec:
+    return raw_input(signature, integers=project.settings.model.estimator is None)

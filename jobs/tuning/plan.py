@@ -102,7 +102,7 @@ def plan_study(project: Project, settings: TuneSettings) -> Plan:
         network = build_network(
             project, n_features=prepared.n_features, n_classes=n_classes, parameters=parameters
         )
-        check_network(network, rows=prepared.train[:2], n_classes=n_classes)
+        check_network(network, rows=prepared.trial, n_classes=n_classes)
         return tuple((name, tuple(each.shape)) for name, each in network.state_dict().items())
 
     space.check_build(build, weights_stay=settings.search == "pbt")

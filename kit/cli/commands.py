@@ -122,7 +122,13 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command("query", "ask an endpoint", "QuerySettings", "kit.query:query", "running:query"),
     Command(
-        "export", "build and measure INT8 bundles", "ExportSettings", "edge.export:export", "running:export"
+        "export", "build and measure INT8 bundles", "ExportSettings", "edge.export:export", "exporting:export"
+    ),
+    Command(
+        "bundle", "show, verify and compare bundles", "BundleSettings", "edge.bundle:bundle", "bundles:bundle"
+    ),
+    Command(
+        "bench", "measure a bundle on this machine", "BenchSettings", "edge.bench:bench", "benching:bench"
     ),
     Command("flash", "put a bundle on a device", "FlashSettings", "edge.flash:flash", "running:flash"),
     Command(

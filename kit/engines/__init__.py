@@ -1,6 +1,6 @@
 """Engines: what runs a model file.
 
-One interface over onnxruntime, OpenVINO and LiteRT: named numpy arrays in, named numpy arrays
+One interface over onnxruntime, OpenVINO, LiteRT and TensorRT: named numpy arrays in, named numpy arrays
 out, checked against the signature before a runtime sees them. It trusts the file it is given:
 whoever opens one has verified it first (``kit.seal``). Runs on a device: each engine's package
 is imported when that engine is opened.
@@ -20,9 +20,10 @@ from kit.signature import DTYPES, Signature, Tensors
 
 #: Engine to its module, its package and the extra of the kit that installs it.
 ENGINES: dict[str, tuple[str, str, str]] = {
-    "onnxruntime": ("kit.engines.onnxruntime", "onnxruntime", "cluster"),
+    "onnxruntime": ("kit.engines.onnxruntime", "onnxruntime", "onnxruntime"),
     "openvino": ("kit.engines.openvino", "openvino", "openvino"),
     "litert": ("kit.engines.litert", "ai-edge-litert", "litert"),
+    "tensorrt": ("kit.engines.tensorrt", "tensorrt", "tensorrt"),
 }
 
 
@@ -87,12 +88,13 @@ def open_engine(
     """Load a model file into an engine.
 
     Args:
-        path: The model file: ``.onnx`` (onnxruntime, openvino), ``.xml`` (openvino) or
+        path: The model file: ``.onnx`` (onnxruntime, openvino, tensorrt), ``.xml`` (openvino) or
             ``.tflite`` (litert). Already verified by the caller.
         engine: A key of ``ENGINES``.
         threads: Threads the runtime may use for one call; 0 leaves it the choice.
         signature: Inputs and outputs by the names the file uses.
-        device: cpu, or with onnxruntime cuda, tensorrt, or auto for the best that is there.
+        device: cpu, or with onnxruntime cuda, tensorrt, or auto for the best that is there. Engine
+            tensorrt computes on its GPU whatever this says.
 
     Raises:
         InputError: The engine is unknown, has no such device, or cannot load the file.

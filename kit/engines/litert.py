@@ -15,49 +15,82 @@ import numpy as np
 try:
     from ai_edge_litert.interpreter import Interpreter
 
-    _PACKAGE = "ai-edge-litert"
+    PACKAGE = "ai-edge-litert"
 except ImportError:
     from tflite_runtime.interpreter import Interpreter
 
-    _PACKAGE = "tflite-runtime"
+    PACKAGE = "tflite-runtime"
 
 from kit.errors import InputError
 from kit.signature import Signature, Tensors
 
 
 class LiteRT:
-    """One interpreter with a fixed batch size, fed as many times as the rows need."""
+    """One interpreter with one or several fixed batch sizes, fed as many times as the rows need."""
 
-    version: str = metadata.version(_PACKAGE)
+    version: str = metadata.version(PACKAGE)
     device = "cpu"
 
     def __init__(self, interpreter: Any, signature: Signature) -> None:
-        self._interpreter = interpreter
-        self._inputs = _by_name(interpreter.get_input_details(), [spec.name for spec in signature.inputs])
-        self._outputs = _by_name(interpreter.get_output_details(), [spec.name for spec in signature.outputs])
-        self._batch = int(next(iter(self._inputs.values()))["shape"][0])
+        names = [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs]
+        signatures = list(interpreter.get_signature_list())
+        if len(signatures) > 1:
+            made: list[_Signature | _Whole] = [_Signature(interpreter.get_signature_runner(name), *names) for name in signatures]
+        else:
+            made = [_Whole(interpreter, *names)]
+        self._programs = sorted(made, key=lambda program: program.size, reverse=True)
+        self._outputs = signature.outputs
 
     def run(self, inputs: Tensors) -> Tensors:
-        """Run the model on validated tensors, a batch of the file's size at a time."""
+        """Run the model on validated tensors, the largest batch first that they fill."""
         n_rows = len(next(iter(inputs.values())))
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in self._outputs}
-        for start in range(0, n_rows, self._batch):
-            taken = min(self._batch, n_rows - start)
-            for name, detail in self._inputs.items():
-                rows = _quantised(inputs[name][start : start + taken], detail)
-                if taken < self._batch:
-                    rows = np.concatenate([rows, np.repeat(rows[-1:], self._batch - taken, axis=0)])
-                self._interpreter.set_tensor(detail["index"], rows)
-            self._interpreter.invoke()
-            for name, detail in self._outputs.items():
-                answer = self._interpreter.get_tensor(detail["index"])
-                parts[name].append(_dequantised(answer, detail)[:taken])
-        return {name: self._joined(name, part) for name, part in parts.items()}
+        parts: dict[str, list[np.ndarray]] = {spec.name: [] for spec in self._outputs}
+        start = 0
+        while start < n_rows:
+            left = n_rows - start
+            program = next((each for each in self._programs if each.size <= left), self._programs[-1])
+            taken = min(program.size, left)
+            answer = program.run({name: array[start : start + taken] for name, array in inputs.items()})
+            for name, part in parts.items():
+                part.append(answer[name][:taken])
+            start += taken
+        return {name: np.concatenate(part) for name, part in parts.items()}
 
-    def _joined(self, name: str, parts: list[np.ndarray]) -> np.ndarray:
-        if parts:
-            return np.concatenate(parts)
-        return np.zeros((0, *self._outputs[name]["shape"][1:]), np.float32)
+
+class _Whole:
+    """The only signature of a file: its tensors are set and read by index, which is fastest."""
+
+    def __init__(self, interpreter: Any, inputs: list[str], outputs: list[str]) -> None:
+        self._interpreter = interpreter
+        self._inputs = _by_name(interpreter.get_input_details(), inputs)
+        self._outputs = _by_name(interpreter.get_output_details(), outputs)
+        self.size = int(next(iter(self._inputs.values()))["shape"][0])
+
+    def run(self, inputs: Tensors) -> Tensors:
+        for name, detail in self._inputs.items():
+            self._interpreter.set_tensor(detail["index"], _filled(inputs[name], detail, size=self.size))
+        self._interpreter.invoke()
+        return {
+            name: _dequantised(self._interpreter.get_tensor(detail["index"]), detail)
+            for name, detail in self._outputs.items()
+        }
+
+
+class _Signature:
+    """One signature of several, for one batch size."""
+
+    def __init__(self, runner: Any, inputs: list[str], outputs: list[str]) -> None:
+        self._runner = runner
+        self._inputs = _by_key(runner.get_input_details(), inputs)
+        self._outputs = _by_key(runner.get_output_details(), outputs)
+        self.size = int(next(iter(self._inputs.values()))[1]["shape"][0])
+
+    def run(self, inputs: Tensors) -> Tensors:
+        fed = {
+            key: _filled(inputs[name], detail, size=self.size) for name, (key, detail) in self._inputs.items()
+        }
+        answers = self._runner(**fed)
+        return {name: _dequantised(answers[key], detail) for name, (key, detail) in self._outputs.items()}
 
 
 def load(path: Path, *, threads: int, signature: Signature) -> LiteRT:
@@ -109,6 +142,23 @@ def _by_name(details: list[dict[str, Any]], names: list[str]) -> dict[str, dict[
     return {name: there[name] for name in names}
 
 
+def _by_key(details: dict[str, dict[str, Any]], names: list[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Match a signature's tensors by name, or by position where it has one tensor only."""
+    if len(details) == len(names) == 1:
+        return {names[0]: next(iter(details.items()))}
+    missing = [name for name in names if name not in details]
+    if missing:
+        raise InputError(f"the model file has no tensor {missing[0]!r}; it has {sorted(details)}")
+    return {name: (name, details[name]) for name in names}
+
+
+def _filled(rows: np.ndarray, detail: dict[str, Any], *, size: int) -> np.ndarray:
+    """Quantise rows and repeat the last until the batch is full."""
+    values = _quantised(rows, detail)
+    missing = size - len(values)
+    return np.concatenate([values, np.repeat(values[-1:], missing, axis=0)]) if missing else values
+
+
 def _quantised(rows: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     dtype = detail["dtype"]
     scale, zero_point = detail["quantization"]
@@ -118,7 +168,7 @@ def _quantised(rows: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
             levels = np.clip(np.rint(rows / scale) + zero_point, limits.min, limits.max)
         # 8 bits have no NaN; the level of 0 is the same answer on every machine.
         return np.asarray(np.where(np.isnan(levels), zero_point, levels), dtype=dtype)
-    return np.ascontiguousarray(rows)
+    return np.ascontiguousarray(rows, dtype=dtype)  # 64-bit integers, which LiteRT reads as 32-bit ones
 
 
 def _dequantised(answer: np.ndarray, detail: dict[str, Any]) -> np.ndarray:

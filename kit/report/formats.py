@@ -138,6 +138,30 @@ def difference(pair: tuple[float | None, float | None]) -> str:
     return f"{after - before:+,.4f}".replace("-", "\N{MINUS SIGN}")
 
 
+def times(pair: tuple[float | None, float | None], better: str, worse: str) -> str:
+    """Say how many times less a cost is than what it was, or more: ``3.03x smaller``.
+
+    Args:
+        pair: What it was and what it is.
+        better: What less of it is called.
+        worse: What more of it is called.
+    """
+    before, after = pair
+    if not before or not after:
+        return NO_FIGURE
+    factor = max(before / after, after / before)
+    if round(factor, 2) == 1:
+        return "the same"
+    return f"{digits(factor)}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}{better if after < before else worse}"
+
+
+def drop(value: float) -> str:
+    """Say by how much a metric is worse than the reference's, in the unit its budget is in."""
+    if not value:
+        return "no drop"
+    return f"{digits(abs(value))}\N{NO-BREAK SPACE}{'worse' if value > 0 else 'better'}"
+
+
 FILTERS: Mapping[str, Any] = {
     "count": count,
     "digits": digits,
@@ -153,4 +177,6 @@ FILTERS: Mapping[str, Any] = {
     "brief": brief,
     "change": change,
     "difference": difference,
+    "times": times,
+    "drop": drop,
 }

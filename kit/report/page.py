@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kit.errors import InputError, MissingDependencyError, NotFoundError, SettingsError, install_line
 from kit.files import read_json, write_atomic
@@ -21,19 +21,23 @@ from kit.project import Project
 from kit.registry import VersionRecord
 from kit.report.formats import FILTERS
 from kit.report.records.data import PrepareRecord
+from kit.report.records.facts import Record
 from kit.report.records.reading import Runs, read_runs
 from kit.report.records.running import PredictRecord
+from kit.report.records.shipping import ExportRecord
 from kit.report.sections.batch import batch_run, batches
 from kit.report.sections.compression import compression
 from kit.report.sections.data import data
 from kit.report.sections.evaluation import evaluation, interval_of, loss_of
-from kit.report.sections.shipping import export
+from kit.report.sections.shipping import MAX_KEPT, export
 from kit.report.sections.study import study
 from kit.report.sections.training import trainings
 from kit.settings import ReportSettings
 
 if TYPE_CHECKING:
     import jinja2
+
+R = TypeVar("R", bound=Record)
 
 _log = logging.getLogger("kit")
 _TEMPLATES = Path(__file__).parents[1] / "templates" / "report"
@@ -147,19 +151,35 @@ def batch_report(project: Project, facts: Mapping[str, Any]) -> bytes:
         InputError: The facts are not those of a batch run.
         MissingDependencyError: Jinja or matplotlib is not installed.
     """
-    from pydantic import ValidationError
-
-    try:
-        run = PredictRecord.model_validate({"id": "this", "written_at_s": time.time(), **facts})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise InputError(f"{where!r} is not what a batch run holds there: {problem['msg']}") from error
+    run = _record(PredictRecord, facts, what="a batch run")
     return _rendered(
         "batch-report.html.j2",
         project=project,
         sections={"batch": run.model},
         batch=batch_run(run),
+    )
+
+
+def export_report(project: Project, facts: Mapping[str, Any]) -> bytes:
+    """Make the page about one export.
+
+    Args:
+        project: Whose model was exported.
+        facts: Those of its record; when it was written may be missing.
+
+    Returns:
+        One self-contained HTML document.
+
+    Raises:
+        InputError: The facts are not those of an export.
+        MissingDependencyError: Jinja or matplotlib is not installed.
+    """
+    run = _record(ExportRecord, facts, what="an export")
+    return _rendered(
+        "export-report.html.j2",
+        project=project,
+        sections={"export": run.model},
+        export=export((run,)),
     )
 
 
@@ -176,6 +196,22 @@ def local_file(output: str, *, key: str) -> Path:
     if "://" in output:
         raise SettingsError(f"{key} = {output!r} is an address; the report is one file", hint="name a file")
     return Path(output).expanduser().absolute()
+
+
+def _record(cls: type[R], facts: Mapping[str, Any], *, what: str) -> R:
+    """Read facts as the record they become.
+
+    Raises:
+        InputError: They are not such; names the first that is wrong.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return cls.model_validate({"id": "this", "written_at_s": time.time(), **facts})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise InputError(f"{where!r} is not what {what} holds there: {problem['msg']}") from error
 
 
 def _write(path: Path, template: str, **values: Any) -> None:
@@ -230,6 +266,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters.update(FILTERS)
     environment.globals["losses"] = LOSSES
+    environment.globals["max_kept"] = MAX_KEPT
     environment.globals["loss_of"] = loss_of
     environment.globals["interval_of"] = interval_of
     return environment

@@ -25,6 +25,8 @@ from kit.settings.prepare import (
     WindowSettings,
 )
 from kit.settings.running import (
+    BenchSettings,
+    BundleSettings,
     DoctorSettings,
     ExportSettings,
     FlashSettings,
@@ -89,6 +91,7 @@ COMMAND_SECTIONS: dict[str, type[CommandSettings]] = {
     "serve": ServeSettings,
     "query": QuerySettings,
     "export": ExportSettings,
+    "bench": BenchSettings,
     "flash": FlashSettings,
     "submit": SubmitSettings,
     "cluster": ClusterSettings,
@@ -134,6 +137,8 @@ class ProjectFile(Settings):
 __all__ = [
     "COMMAND_SECTIONS",
     "AccessSettings",
+    "BenchSettings",
+    "BundleSettings",
     "ClusterSettings",
     "CommandSettings",
     "CompressSettings",

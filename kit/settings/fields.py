@@ -34,7 +34,21 @@ Metric = Literal[
 #: What a candidate is held against the champion by: its metrics and its costs.
 Compared = Literal[Metric, "latency", "size"]
 EngineName = Literal["onnxruntime", "openvino"]  # those that read model.onnx
-TargetName = Literal["litert-int8", "openvino-int8"]
+TargetName = Literal[
+    "litert-int8",
+    "litert-int8-linear",
+    "litert-int16x8",
+    "litert-float16",
+    "litert-float32",
+    "openvino-int8",
+    "openvino-float16",
+    "onnx-int8",
+    "onnx-float16",
+    "onnx-float32",
+    "tensorrt-fp16",
+    "tensorrt-int8",
+    "all",
+]
 
 
 class Settings(BaseModel):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kit.settings.fields import CommandSettings, TargetName, argument, path
 
@@ -63,19 +63,33 @@ class QuerySettings(CommandSettings):
 
 
 class ExportSettings(CommandSettings):
-    """Build signed INT8 bundles and measure them against the reference."""
+    """Build signed bundles for devices, and measure each against the reference."""
 
-    model: str = argument("Model version: digits, digits@champion, digits@3.", min_length=1)
+    model: str | None = argument(
+        "Model version: digits, digits@champion, digits@3.", default=None, min_length=1
+    )
     target: tuple[TargetName, ...] = Field(
         default=("litert-int8", "openvino-int8"),
         strict=False,
         min_length=1,
-        description="What to build; may be given more than once.",
+        description="What to build; may be given more than once. all: everything this machine can build "
+        "and run.",
     )
-    output: str = path("Folder for the bundles.", default="bundles", min_length=1)
+    list: bool = Field(default=False, description="Only say what this machine can build and run.")
+    output: str = path("Folder for the bundles and the page about them.", default="bundles", min_length=1)
     release: int = Field(default=1, ge=1, description="Counter a device never goes back on.")
     calibration_rows: int = Field(
         default=200, ge=10, le=100_000, description="Training rows the ranges are taken from."
+    )
+    batch_sizes: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
+        default=(1,),
+        strict=False,
+        min_length=1,
+        max_length=8,
+        description="Rows of one call that a file with fixed shapes holds; may be given more than once.",
+    )
+    io: Literal["int8", "float"] = Field(
+        default="int8", description="What the file of litert-int8 and litert-int16x8 reads and answers."
     )
     max_metric_drop: float = Field(
         default=0.01,
@@ -91,7 +105,63 @@ class ExportSettings(CommandSettings):
     )
     max_size_mb: float = Field(default=64.0, gt=0, description="Largest bundle, in MB.")
     max_latency_ms: float = Field(default=100.0, gt=0, description="Largest median latency of a row, in ms.")
+    max_memory_mb: float = Field(
+        default=1024.0, gt=0, description="Largest resident memory of a process that runs it, in MB."
+    )
+    max_slowdown: float | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        description="Most times the latency of float32 in the same engine. When left out, a recipe that is "
+        "slower is taken only if no other keeps the budgets, and it is said.",
+    )
     threads: int = Field(default=1, ge=1, le=256, description="Threads while measuring.")
+    verify_with: tuple[str, ...] = Field(
+        default=(),
+        strict=False,
+        json_schema_extra={"path": True},
+        description="Further Python interpreters, of an old runtime say, in which the golden rows must hold; "
+        "may be given more than once.",
+    )
+    licence: str = Field(default="", max_length=200, description="Licence of the model, as SPDX writes it.")
+    explain: bool = Field(
+        default=False, description="Measure the error of every layer, not only where a recipe failed."
+    )
+    check_reproducible: bool = Field(
+        default=False, description="Build every bundle a second time, in another process, and compare."
+    )
+
+
+class BundleSettings(CommandSettings):
+    """Show a bundle, verify it, or say what differs between two."""
+
+    action: Literal["show", "verify", "diff"] = argument(
+        "show says what is in it; verify checks every byte and asks its golden rows; diff compares two."
+    )
+    bundle: str = argument("Bundle file.", path=True, min_length=1)
+    other: str | None = argument(
+        "Bundle file that diff compares it with.", default=None, path=True, min_length=1
+    )
+
+    @model_validator(mode="after")
+    def _compared(self) -> BundleSettings:
+        if self.action == "diff" and self.other is None:
+            raise ValueError("diff needs two bundles")
+        if self.action != "diff" and self.other is not None:
+            raise ValueError(f"{self.action} takes one bundle, and {self.other!r} is a second one")
+        return self
+
+
+class BenchSettings(CommandSettings):
+    """Measure a bundle on this machine, and compare it with another."""
+
+    bundle: str = argument("Bundle file.", path=True, min_length=1)
+    threads: int = Field(default=1, ge=1, le=256, description="Threads of the engine.")
+    calls: int = Field(default=200, ge=10, le=100_000, description="Timed calls of one row.")
+    compare: str | None = path(
+        "Figures of another machine, as --output or a device's agent has written them.", default=None
+    )
+    output: str | None = path("JSON file for the figures.", default=None)
 
 
 class FlashSettings(CommandSettings):

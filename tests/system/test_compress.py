@@ -68,6 +68,10 @@ def lab(project_templates: dict[str, Path], tmp_path_factory: pytest.TempPathFac
     return Lab(project, prepared)
 
 
+def zeros(*shape: int) -> np.ndarray:
+    return np.zeros(shape, dtype=np.float32)
+
+
 def change(file: Path, old: str, new: str) -> None:
     text = file.read_text()
     assert old in text
@@ -292,7 +296,7 @@ class Joined(nn.Module):
 
 def test_pruning_follows_branches_and_keeps_every_layer_that_answers() -> None:
     torch.manual_seed(0)
-    network: Any = prune(Joined(), ratio=0.5, row_shape=(1, 6, 6), n_classes=8)
+    network: Any = prune(Joined(), ratio=0.5, rows=zeros(2, 1, 6, 6), n_classes=8)
     assert network.stem[0].out_channels == network.stem[1].num_features == network.branch.out_channels == 4
     assert (network.first.in_features, network.first.out_features) == (4, 8)
     assert network.second.out_features == 8
@@ -312,21 +316,21 @@ class Stubborn(nn.Module):
 
 def test_a_network_that_cannot_be_pruned_is_refused_with_the_reason() -> None:
     with pytest.raises(ProjectError, match=r"cannot remove channels from this network: .+") as caught:
-        prune(Stubborn(), ratio=0.5, row_shape=(4,), n_classes=3)
+        prune(Stubborn(), ratio=0.5, rows=zeros(2, 4), n_classes=3)
     assert "--method distill" in str(caught.value.hint)
 
 
 def test_a_network_whose_every_channel_answers_has_nothing_to_lose() -> None:
     with pytest.raises(ProjectError, match="removes no channel from this network"):
-        prune(nn.Linear(4, 3), ratio=0.5, row_shape=(4,), n_classes=3)
+        prune(nn.Linear(4, 3), ratio=0.5, rows=zeros(2, 4), n_classes=3)
 
 
 def test_a_ratio_that_leaves_less_than_a_channel_is_refused() -> None:
     network = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3))
     with pytest.raises(ProjectError, match=r"ratio = 0\.99 removes no channel") as caught:
-        prune(network, ratio=0.99, row_shape=(4,), n_classes=3)
+        prune(network, ratio=0.99, rows=zeros(2, 4), n_classes=3)
     assert "choose another ratio" in str(caught.value.hint)
-    assert prune(network, ratio=0.9, row_shape=(4,), n_classes=3)(torch.ones(2, 4)).shape == (2, 3)
+    assert prune(network, ratio=0.9, rows=zeros(2, 4), n_classes=3)(torch.ones(2, 4)).shape == (2, 3)
 
 
 def test_rounding_a_weight_twice_changes_nothing_more() -> None:
@@ -371,7 +375,7 @@ def test_a_trained_quantising_network_answers_like_its_plain_one_in_int8(lab: La
 
 def test_operations_are_counted_for_one_row() -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
-    assert n_operations(network, row_shape=(1, 6, 6)) == 36 * 4 * 9 + 4 * 36 * 5
+    assert n_operations(network, row=zeros(1, 1, 6, 6)) == 36 * 4 * 9 + 4 * 36 * 5
 
 
 class Sequences(nn.Module):
@@ -407,7 +411,7 @@ ATTENTION = 16 * 64 * 64 * 4 + 2 * 16 * 16 * 64
 def test_operations_inside_fused_layers_are_counted(
     layer: nn.Module, row_shape: tuple[int, ...], expected: int
 ) -> None:
-    assert n_operations(Sequences(layer), row_shape=row_shape) == expected + 64 * 2
+    assert n_operations(Sequences(layer), row=zeros(1, *row_shape)) == expected + 64 * 2
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -418,8 +422,8 @@ def test_counting_leaves_the_process_as_it_was_even_when_the_network_fails(fast:
     try:
         with torch.backends.mkldnn.flags(enabled=fast, allow_tf32=torch.backends.mkldnn.allow_tf32):
             with pytest.raises(RuntimeError, match="shapes"):
-                n_operations(network, row_shape=(4,))
-            assert n_operations(network, row_shape=(3,)) == 6
+                n_operations(network, row=zeros(1, 4))
+            assert n_operations(network, row=zeros(1, 3)) == 6
             now = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
             assert now == (fast, fast)
             assert network.training

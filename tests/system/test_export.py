@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from edge.agent.device import Device
-from edge.bundle import unpack_bundle
+from edge.bundling.parts import unpack_bundle
 from edge.export import ExportReport, export
 from edge.flash import flash
 from edge.targets import TARGETS
@@ -486,7 +486,7 @@ def test_the_reference_engine_and_the_golden_answers_agree(exported: tuple[Proje
 def test_converting_reports_to_nobody(tmp_path: Path) -> None:
     # In a process of its own: NNCF keeps quiet by itself wherever pytest is loaded.
     code = (
-        "from edge.convert_openvino import import_nncf; import_nncf(); "
+        "from edge.converters.openvino import import_nncf; import_nncf(); "
         "from nncf.telemetry.wrapper import telemetry; print(type(telemetry).__name__)"
     )
     done = subprocess.run(

@@ -127,7 +127,7 @@ def test_a_device_that_trusts_another_key_is_not_written_and_both_keys_are_named
     [
         ({"release": 1, "manifest": {"lineage": "older"}}, ConflictError, "not above release 2"),
         ({"release": 3, "golden_shift": 3.0}, GateError, "agreement"),
-        ({"release": 3, "manifest": {"engine": "tensorrt"}}, GateError, "no engine 'tensorrt'"),
+        ({"release": 3, "manifest": {"engine": "abacus"}}, GateError, "no engine 'abacus'"),
     ],
 )
 def test_what_the_device_rejects_is_told_with_its_reason(

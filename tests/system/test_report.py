@@ -336,9 +336,10 @@ def test_ids_are_unique_and_every_reference_has_its_target(
 
 
 def test_the_same_figures_give_the_same_drawing() -> None:
-    points = [("float ONNX", 300.0, 97.5), ("litert-int8", 3.0, 97.0)]
+    reference = shipping.Point("float ONNX", "", 300.0, 97.5)
+    points = [shipping.Point("litert-int8", "litert", 3.0, 97.0)]
     drawings = {
-        shipping.trade_off(points, x_label="size (kB)", y_label="accuracy", ceiling=100, name="p")
+        shipping.trade_off(reference, points, x_label="size (kB)", y_label="m", ceiling=100, name="p")
         for _ in range(2)
     }
     assert len(drawings) == 1

@@ -88,8 +88,15 @@ RECORDS: dict[str, dict[str, Any]] = {
                 "latency_ms": {"p50": 0.031, "p95": 0.05},
                 "passed": False,
                 "reason": "latency 0.050 ms is over max_latency_ms = 0.01",
+                "note": "n" * 300,
                 "bundle": None,
                 "bundle_digest": None,
+                "ladder": [
+                    {"recipe": "int8" * 30, "says": "s" * 300, "reason": "r" * 300, "kept": ["k" * 300] * 20}
+                ],
+                "confusion": {"labels": ["<img src=x>", "one" * 50], "counts": [[19, 1], [0, 20]]},
+                "errors": {"edges": [-0.1, 0.0, 0.1], "counts": [60, 20]},
+                "layers": [{"name": "l" * 300, "kind": "K" * 100, "error": 0.02, "added": 0.01}],
             }
         ],
     },
@@ -180,12 +187,24 @@ def test_the_browser_shows_every_section_and_drawing(tmp_path: Path, page: Path)
     making = ["data", "study", "training", "evaluation", "compression"]
     found = re.findall(r'<section id="(\w+)">', done.stdout)
     assert found == ["agreement", *making, "export", "batch"]
-    assert done.stdout.count('class="plot" role="img"') == 18
+    assert done.stdout.count('class="plot" role="img"') == 21
     assert "<img" not in done.stdout
     assert "20,000,000" in done.stdout
 
 
 ADDED = '<img src="other.png"><script src="http://elsewhere.invalid/other.js"></script></main>'
+
+
+def test_the_details_of_a_target_open_without_a_script(tmp_path: Path, page: Path) -> None:
+    """In a copy without the policy, which refuses the script that looks and clicks."""
+    text = re.sub(r"<meta http-equiv=[^>]+>", "", page.read_text(encoding="utf-8"))
+    copy = page.with_name("opened.html")
+    hidden = "document.querySelector('details figure').checkVisibility()"
+    clicked = f"const before = {hidden}; document.querySelector('summary').click()"
+    script = f"<script>onload = () => {{ {clicked}; document.title = [before, {hidden}].join(' ') }}</script>"
+    copy.write_text(text + script, encoding="utf-8")
+    done = browse(tmp_path, "--dump-dom", copy.as_uri())
+    assert "<title>false true</title>" in done.stdout
 
 
 def test_the_policy_refuses_what_somebody_adds_to_the_page(
@@ -212,8 +231,9 @@ def test_a_page_without_the_policy_would_be_caught(
 
 
 def test_a_phone_scrolls_tables_and_never_the_page(tmp_path: Path, page: Path) -> None:
-    """A copy without the policy, in a frame as wide as a phone: a window of the browser is wider."""
+    """A copy without the policy, all of it open, in a frame as wide as a phone: a window is wider."""
     text = re.sub(r"<meta http-equiv=[^>]+>", "", page.read_text(encoding="utf-8"))
+    text = text.replace("<details>", "<details open>")
     page.with_name("measured.html").write_text(text, encoding="utf-8")
     frame = page.with_name("frame.html")
     measure = "[inner.innerWidth, inner.document.documentElement.scrollWidth].join(' ')"

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.bundle import pack_bundle, rounded, unpack_bundle, write_manifest, write_parts
+from edge.bundling.parts import pack_bundle, rounded, unpack_bundle, write_manifest, write_parts
 from edge.targets import TARGETS, core_of, find_target
 from kit.bundle import open_bundle
 from kit.errors import ConflictError, InputError, NotFoundError, VerificationError

@@ -228,9 +228,11 @@ def test_a_pulled_card_is_one_sentence(device: Device) -> None:
 AGENT_SEES = {
     "archive",
     "bundle",
+    "child",
     "engines",
     "errors",
     "files",
+    "gauge",
     "golden",
     "runner",
     "seal",

@@ -1,14 +1,13 @@
-"""How what runs and ships a version is shown: predict, serve, query, export, flash, submit, report."""
+"""How what runs and ships a version is shown: predict, serve, query, flash, submit, report."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kit.cli.show.status import serving
-from kit.cli.show.tables import kilobytes, near, table
+from kit.cli.show.tables import near, table
 
 if TYPE_CHECKING:
-    from edge.export import ExportReport
     from edge.flash import FlashResult
     from jobs.predict import PredictResult
     from jobs.render import ClusterResult
@@ -121,40 +120,6 @@ def query(result: QueryResult) -> None:
         result.columns,
         result.rows,
         title=f"{result.model}, version {result.version}, {result.latency_ms:.1f} ms a request",
-    )
-
-
-def export(result: ExportReport) -> None:
-    """Show the targets against the reference."""
-    reference = result.reference
-    rows: list[tuple[Any, ...]] = [
-        (
-            "float (ONNX)",
-            reference.value,
-            None,
-            None,
-            kilobytes(reference.size_bytes),
-            reference.latency.p50_ms,
-            "reference",
-        )
-    ]
-    for each in result.targets:
-        compared = each.comparison
-        rows.append(
-            (
-                each.target,
-                compared.value if compared else None,
-                compared.agreement if compared else None,
-                compared.output_error if compared else None,
-                kilobytes(each.size_bytes),
-                each.latency.p50_ms if each.latency else None,
-                near(each.bundle) if each.bundle else f"NOT WRITTEN: {each.reason}",
-            )
-        )
-    table(
-        ("target", reference.metric, "agreement", "output error", "size kB", "p50 ms", "bundle"),
-        rows,
-        title=f"{result.model}  sha256:{result.digest[:12]}",
     )
 
 

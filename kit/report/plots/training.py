@@ -53,12 +53,21 @@ def training_curves(
     return svg(draw, height_in=3.1, name=name, title="Loss by epoch, training and validation")
 
 
-def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], *, name: str) -> str:
+def confusion(
+    counts: Sequence[Sequence[int]],
+    classes: Sequence[str],
+    *,
+    x_label: str = "answered class",
+    y_label: str = "true class",
+    name: str,
+) -> str:
     """Draw a confusion matrix, each row shaded by its share.
 
     Args:
         counts: Rows by true class and answered class, shape (n_classes, n_classes).
         classes: Their names; at most ``MAX_CLASSES``.
+        x_label: What the columns are.
+        y_label: What the rows are.
         name: Prefix of the ids in the drawing, unique in the page.
     """
     labels = [shorten(each) for each in classes]
@@ -72,12 +81,13 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], *, name: 
         for row, line in enumerate(counts):
             total = sum(line) or 1
             for column, count in enumerate(line):
-                share = count / total
+                if not count:
+                    continue
                 # The palest shade still shows: one wrong row in a thousand is worth a look.
-                alpha = 0.12 + 0.88 * share if count else 0.0
+                alpha = 0.12 + 0.88 * count / total
                 corner = (column - 0.5, row - 0.5)
                 axes.add_patch(Rectangle(corner, 1, 1, color=SERIES[0], alpha=alpha, linewidth=0))
-                if count and side <= _COUNTED_CLASSES:
+                if side <= _COUNTED_CLASSES:
                     ink = PAPER if alpha > 0.55 else INK
                     size = 10 if side <= 12 else 8
                     axes.text(column, row, f"{count:,}", color=ink, size=size, ha="center", va="center")
@@ -93,7 +103,8 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], *, name: 
             axes.axvline(edge - 0.5, color=LINE, linewidth=0.4)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        axes.set_xlabel("answered class")
-        axes.set_ylabel("true class")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
 
-    return svg(draw, height_in=4.4 if side > 4 else 3.6, name=name, title="Rows by true and answered class")
+    height = 4.4 if side > 4 else 3.6
+    return svg(draw, height_in=height, name=name, title=f"Rows by {y_label} and {x_label}")

@@ -18,14 +18,8 @@ from kit.files import read_json
 from kit.report.records.data import PrepareRecord
 from kit.report.records.facts import Record
 from kit.report.records.making import CompressRecord, EvaluateRecord, TrainRecord, TuneRecord
-from kit.report.records.running import (
-    DemoRecord,
-    ExportRecord,
-    FlashRecord,
-    PredictRecord,
-    QueryRecord,
-    ServeRecord,
-)
+from kit.report.records.running import DemoRecord, PredictRecord, QueryRecord, ServeRecord
+from kit.report.records.shipping import ExportRecord, FlashRecord
 
 R = TypeVar("R", bound=Record)
 

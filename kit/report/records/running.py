@@ -1,4 +1,4 @@
-"""Records of what runs and ships a version: predict, serve, query, export, flash, demo."""
+"""Records of what runs a version: predict, serve, query, demo."""
 
 from __future__ import annotations
 
@@ -158,59 +158,6 @@ class QueryRecord(Record):
     version: str
     latency_ms: float
     rows: tuple[tuple[object, ...], ...]
-
-
-class LatencyFacts(Facts):
-    """Latency of one row in ms: median and 95th percentile."""
-
-    p50: float
-    p95: float
-
-
-class ReferenceFacts(Facts):
-    """The float model as it was measured beside the targets."""
-
-    metric: str
-    value: float
-    size_bytes: Count
-    latency_ms: LatencyFacts
-
-
-class TargetFacts(Facts):
-    """One target of an export; figures are None where it could not be converted."""
-
-    target: str
-    metric: str | None
-    value: float | None
-    agreement: float | None
-    output_error: float | None
-    n_rows: Count | None
-    size_bytes: Count | None
-    latency_ms: LatencyFacts | None
-    passed: bool
-    reason: str
-    bundle_digest: str | None
-
-
-class ExportRecord(Record):
-    """An export; see ``edge.export``."""
-
-    model: str
-    digest: str
-    reference: ReferenceFacts
-    targets: tuple[TargetFacts, ...]
-
-
-class FlashRecord(Record):
-    """A bundle put on a device; see ``edge.flash``."""
-
-    device: str
-    digest: str
-    name: str
-    target: str
-    release: int
-    status: str
-    detail: str
 
 
 class PlaceFacts(Facts):

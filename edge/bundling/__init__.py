@@ -1,0 +1,1 @@
+"""What a bundle holds: its parts, their description, their origin."""

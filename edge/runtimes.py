@@ -1,0 +1,80 @@
+"""Other runtimes: whether a bundle answers rightly in another interpreter, or refuses there as it must.
+
+The agent of an old device runs with packages of its own (tflite-runtime 2.14 and numpy 1, say). A file that
+is loaded there and answers wrongly is worse than one that is refused. It knows no recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kit.errors import InputError, KitError, MissingDependencyError
+from kit.gauge import gauge_in_child
+
+_CALLS = 10
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What another interpreter made of a bundle.
+
+    Attributes:
+        python: The interpreter.
+        runtime: Package and version that ran it; empty where nothing did.
+        fault: What is wrong with the bundle, or with what it claims; empty when nothing is.
+        note: What it said; empty when the golden rows hold.
+    """
+
+    python: Path
+    runtime: str
+    fault: str
+    note: str
+
+
+def verify_elsewhere(folder: Path, *, python: Path, ranges: Mapping[str, str], threads: int) -> Verified:
+    """Ask a bundle's golden rows in another interpreter.
+
+    Args:
+        folder: The unpacked bundle, verified.
+        python: An interpreter that can import the kit.
+        ranges: Package to versions the bundle claims to run on.
+        threads: Threads of its engine.
+
+    Raises:
+        InputError: There is no such interpreter.
+    """
+    if not python.is_file():
+        raise InputError(
+            f"verify_with names {python}, which is no file",
+            hint="name the python of an environment that holds the kit and a runtime",
+        )
+    try:
+        gauge = gauge_in_child(folder, threads=threads, n_calls=_CALLS, python=python)
+    except MissingDependencyError as error:
+        return Verified(python, "", "", f"not run with {python}: {error.message}")
+    except KitError as error:
+        return Verified(python, "", _unfit(python, error.message, ranges), error.message)
+    runtime = f"{gauge.runtime} {gauge.runtime_version}"
+    if gauge.golden_passed:
+        return Verified(python, runtime, "", "")
+    said = f"{runtime} loads it and answers wrongly: {gauge.golden_reason}"
+    return Verified(python, runtime, said, said)
+
+
+def _unfit(python: Path, said: str, ranges: Mapping[str, str]) -> str:
+    """A refusal is a fault only where the bundle claims to run."""
+    package = _runtime_of(python)
+    return f"{package} refuses it, although it claims {ranges[package]}: {said}" if package in ranges else ""
+
+
+def _runtime_of(python: Path) -> str:
+    """Name the LiteRT package of an interpreter by what lies beside it."""
+    places = (python.parent.parent / "lib").glob("python*/site-packages")
+    names = {path.name for place in places for path in place.glob("*")}
+    if "ai_edge_litert" in names:
+        return "ai-edge-litert"
+    if "tflite_runtime" in names:
+        return "tflite-runtime"
+    return next((name for name in ("openvino", "onnxruntime") if name in names), "")
