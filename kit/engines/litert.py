@@ -34,8 +34,9 @@ class LiteRT:
     def __init__(self, interpreter: Any, signature: Signature) -> None:
         names = [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs]
         signatures = list(interpreter.get_signature_list())
+        made: list[Any]
         if len(signatures) > 1:
-            made: list[_Signature | _Whole] = [_Signature(interpreter.get_signature_runner(name), *names) for name in signatures]
+            made = [_Signature(interpreter.get_signature_runner(name), *names) for name in signatures]
         else:
             made = [_Whole(interpreter, *names)]
         self._programs = sorted(made, key=lambda program: program.size, reverse=True)

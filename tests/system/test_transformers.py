@@ -1,8 +1,8 @@
 """Standard architectures, small and with random weights, go the way of every project: train, export, answer.
 
 They are fitted in this process and registered as ``kit train`` registers them, so what they are exported to
-has passed the parity check. Networks that read integers go farther: on Ray, through a batch, an endpoint and
-what explains, measures and compresses a version.
+has passed the parity check. Networks that read integers go farther: through a batch, an endpoint, and what
+explains and measures a version.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ import pytest
 import torch
 from pyarrow import parquet
 
+from jobs.batch.refusals import Batches, accepted
 from jobs.candidate import Candidate, register_candidate
-from jobs.cluster import connected
 from jobs.compression.measure import int8_answers, n_operations
 from jobs.evaluation.explain import shap_values
 from jobs.evaluation.importance import permutation_importance
 from jobs.fitting.local import fit_here
 from jobs.fitting.loop import FitConfig, Fitted
 from jobs.fitting.network import build_network, check_network
-from jobs.predict import predict
 from jobs.preparation.prepared import Prepared, prepare_rows
 from jobs.train import train
 from kit.engines import open_engine
@@ -34,7 +33,7 @@ from kit.errors import InputError, ProjectError
 from kit.metrics import score
 from kit.model_version import ModelVersion
 from kit.project import Project
-from kit.settings import PredictSettings, TrainSettings
+from kit.settings import TrainSettings
 from kit.signing import generate_key
 from kit.tables import to_tensors
 from tests.unit.test_replica import Asked, run
@@ -320,22 +319,15 @@ def test_an_integer_out_of_bounds_is_refused_by_the_signature(phrased: Made, val
         answers(phrased.version, changed(phrases(50), row=7, value=value))
 
 
-def test_on_ray_the_same_version_comes_out_and_a_batch_sets_an_integer_beyond_the_maximum_aside(
-    table: Made, tmp_path: Path
-) -> None:
-    project = bag(tmp_path / "project")
-    rows = phrases(50, seed=1, shift=3, dtype="int32")
-    parquet.write_table(changed(rows, row=7, value=200), tmp_path / "new.parquet")
-    given = {"model": "small", "input": str(tmp_path / "new.parquet"), "output": str(tmp_path / "answers")}
-    with connected(None, project=project):
-        trained = train(project, project.command("train", TrainSettings, {"promote": True}))
-        settings = project.command("predict", PredictSettings, {**given, "max_bad_rows": "10%"})
-        result = predict(project, settings)
-    assert trained.candidate.version.digest == table.candidate.version.digest
-    assert (result.rows_out, result.rows_refused) == (49, 1)
-    alone = answers(table.version, rows.take(np.delete(np.arange(50), 7)))
-    found = parquet.read_table(tmp_path / "answers")["label"].to_pylist()
-    assert found == [list(SAYS)[each] for each in alone["label"]]
+def test_a_batch_answers_its_rows_and_sets_an_integer_beyond_the_maximum_aside(phrased: Made) -> None:
+    version, rows = phrased.version, phrases(50, seed=1)
+    engine = open_engine(version.model_path, engine="onnxruntime", threads=1, signature=version.signature)
+    tensors, refused = accepted(changed(rows, row=7, value=200), version.signature)
+    assert refused == {7: "input 'ids': 200 is above the maximum 199"}
+    found, failed = Batches(engine, batch_rows=16).answer(tensors)
+    assert not failed
+    alone = answers(version, rows.take(np.delete(np.arange(50), 7)))
+    np.testing.assert_array_equal(found["label"], alone["label"])
 
 
 @pytest.mark.parametrize("left_out", ["minimum", "maximum"])

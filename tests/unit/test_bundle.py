@@ -5,11 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.bundling.parts import pack_bundle, rounded, unpack_bundle, write_manifest, write_parts
+from edge.bundling.parts import (
+    pack_bundle,
+    rounded,
+    unpack_bundle,
+    write_manifest,
+    write_papers,
+    write_parts,
+)
 from edge.targets import TARGETS, core_of, find_target
 from kit.bundle import open_bundle
 from kit.errors import ConflictError, InputError, NotFoundError, VerificationError
-from kit.files import canonical_json, read_json
+from kit.files import canonical_json, read_json, sha256_file
 from kit.model_version import ModelVersion, Parts, write_model_version
 from kit.seal import seal
 from kit.signature import Signature, TensorSpec
@@ -68,9 +75,23 @@ def _bundle_folder(folder: Path, version: ModelVersion, *, release: int = 1) -> 
     write_parts(folder, core=core)
     (folder / "model.tflite").write_bytes(b"a network")
     golden = {"min_agreement": 1.0, "max_output_error": 0.1, "output_scale": 1.0}
+    target = find_target("litert-int8")
     write_manifest(
-        folder, core=core, target=find_target("litert-int8"), release=release, facts={"golden": golden}
+        folder,
+        core=core,
+        target=target,
+        recipe=target.ladder[0],
+        release=release,
+        facts={
+            "golden": golden,
+            "batch_sizes": [1],
+            "calibration": None,
+            "metrics": {},
+            "requirements": {"engine": "litert", "packages": {"ai-edge-litert": ">=2.1,<3"}},
+            "tensors": {"inputs": [], "outputs": []},
+        },
     )
+    write_papers(folder, parameters={"release": release}, licence="MIT")
     return folder
 
 
@@ -90,6 +111,17 @@ def test_a_bundle_opens_with_what_was_put_in(
     assert bundle.manifest["release"] == 1
     assert bundle.manifest["core"]["inputs"] == [{"name": "x", "dtype": "float32", "shape": [-1, 2]}]
     assert open_bundle(bundle.folder, trusted=trusted).digest == bundle.digest
+
+
+def test_papers_say_what_is_in_the_bundle_and_where_it_comes_from(
+    packed: Path, tmp_path: Path, trusted: tuple[bytes, ...]
+) -> None:
+    folder = unpack_bundle(packed, folder=tmp_path / "b", trusted=trusted).folder
+    digest = sha256_file(folder / "model.tflite")
+    assert digest in (folder / "bom.cdx.json").read_text()
+    subjects = read_json(folder / "provenance.json")["subject"]
+    assert subjects == [{"name": "model.tflite", "digest": {"sha256": digest}}]
+    assert "MIT" in (folder / "licenses.txt").read_text()
 
 
 def test_the_same_parts_give_the_same_bytes(tmp_path: Path, key: Path) -> None:
@@ -143,7 +175,7 @@ def test_a_bundle_without_a_signature_is_refused(
 
 def test_a_model_version_is_not_a_bundle(tmp_path: Path, key: Path, trusted: tuple[bytes, ...]) -> None:
     version = _version(tmp_path / "version", key)
-    with pytest.raises(VerificationError, match=r"'model\.onnx'"):
+    with pytest.raises(VerificationError, match="names None as its model file"):
         open_bundle(version.folder, trusted=trusted)
 
 

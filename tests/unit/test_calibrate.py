@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.calibrate import check_rows, choose_rows
+from edge.calibrate import check_overlap, check_rows, choose_rows
 from kit.errors import InputError
 
 ROWS = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
@@ -96,3 +96,9 @@ def test_a_value_that_is_no_number_names_its_row(value: float) -> None:
 def test_constant_rows_are_refused() -> None:
     with pytest.raises(InputError, match="nothing but 3 in 'x'"):
         check_rows(np.full((20, 4), 3, np.float32), VALIDATION, name="x")
+
+
+def test_calibration_rows_that_are_test_rows_are_refused() -> None:
+    check_overlap(ROWS, VALIDATION)
+    with pytest.raises(InputError, match="2 of 202 calibration rows are test rows too, the first is row 200"):
+        check_overlap(np.concatenate([ROWS, VALIDATION[:2]]), VALIDATION)

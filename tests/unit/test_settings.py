@@ -103,7 +103,11 @@ def test_a_misspelt_key_comes_with_the_nearest(
         ("gates.floors", "accuracy = nan", "floors.accuracy = nan, but it should be a finite number"),
         ("serve", "port = 65536", "port = 65536, but it should be less than or equal to 65535"),
         ("serve", "ingress = 'nginx'", "ingress = 'nginx', but it should be 'auto', 'haproxy' or 'python'"),
-        ("export", "target = ['tflite']", "target[1] = 'tflite', but it should be 'litert-int8' or"),
+        (
+            "export",
+            "target = ['tflite']",
+            "target[1] = 'tflite', but it should be 'litert-int8', 'litert-int8-linear',",
+        ),
         ("model", "preprocessing = 'model'", "preprocessing = 'model', but it should"),
         ("project", "task = 'ranking'", "task = 'ranking', but it should be 'classification' or"),
         ("store", "uri = 3", "[store]: uri = 3, but it should be a valid string"),
