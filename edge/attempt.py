@@ -209,7 +209,7 @@ class Bench:
         else:
             measured_in += ", not on a GPU"
         faults |= job.budgets.broken(figures)
-        if target.faster and figures.is_slower:
+        if target.faster and figures.is_slower and job.settings.max_slowdown is None:
             faults[SLOWER] = f"{figures.slowdown:.2f} times the latency of float32 in {target.engine}"
         elsewhere = [
             verify_elsewhere(
@@ -220,7 +220,11 @@ class Bench:
         for each in elsewhere:
             if each.fault:
                 faults[BROKEN] = each.fault
-        notes = tuple(each.note or f"{each.runtime} answers as it should" for each in elsewhere)
+        notes = tuple(
+            each.note or f"{each.runtime} answers as it should"
+            for each in elsewhere
+            if each.note or each.runtime
+        )
         file = self._folder.with_name(f"{target.name} {recipe.name}.bundle")
         os.replace(packed.file, file)
         self.built[recipe.name] = Built(file, packed.digest, packed.answers, measured_in, notes)

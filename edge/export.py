@@ -22,6 +22,7 @@ from edge.layers import Layer
 from edge.listing import TargetList, list_targets, runnable
 from edge.measure import Figures, Latency, confusion, error_histogram, measure_latency
 from edge.reproduce import Winner, require_same_bytes
+from edge.runtimes import require_interpreters
 from edge.targets import TARGETS, Recipe, Target, find_target, require_packages
 from kit.archive import SUFFIX
 from kit.bundle import bundle_name
@@ -153,6 +154,7 @@ def export(project: Project, settings: ExportSettings) -> ExportReport | TargetL
         raise SettingsError(
             "no model version is named", hint=f"kit export {project.name}, or kit export --list"
         )
+    require_interpreters(settings.verify_with)
     targets = _targets(settings)
     output = _output_folder(project, settings)
     project.signing_key()  # a missing one is said before anything is built

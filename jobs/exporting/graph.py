@@ -147,7 +147,7 @@ def _network_input(network: Any, signature: Signature, *, transformer: Any | Non
                 hint="give the input another name in kit.toml",
             )
         return FEATURES
-    name = raw_input(signature, integers=not is_estimator(network)).name
+    name = raw_input(signature, integers=not is_estimator(network), missing=True).name
     if name in OUTPUTS[signature.task]:
         raise ProjectError(
             f"the input {name!r} has the name of an output", hint="rename the input in kit.toml"

@@ -17,12 +17,13 @@ from kit.signature import DTYPES, Signature, TensorSpec
 INTEGERS = ("int32", "int64")
 
 
-def raw_input(signature: Signature, *, integers: bool = True) -> TensorSpec:
+def raw_input(signature: Signature, *, integers: bool = True, missing: bool = False) -> TensorSpec:
     """Give the input that is read as it is, refusing a signature without such a one.
 
     Args:
         signature: Of the project or the graph.
         integers: Whether they may be read; a library's estimator reads float32 alone.
+        missing: Whether values may be missing; a graph leaves that to who reads it.
 
     Raises:
         ProjectError: There are several inputs, or it holds strings, missing values or another type, or
@@ -30,7 +31,7 @@ def raw_input(signature: Signature, *, integers: bool = True) -> TensorSpec:
     """
     allowed = ("float32", *INTEGERS) if integers else ("float32",)
     specs = signature.inputs
-    if len(specs) != 1 or specs[0].dtype not in allowed or specs[0].nullable:
+    if len(specs) != 1 or specs[0].dtype not in allowed or (specs[0].nullable and not missing):
         kinds = "float32, int32 or int64" if integers else "float32"
         reader = "a network" if integers else "an estimator"
         listed = ", ".join(

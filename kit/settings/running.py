@@ -112,8 +112,8 @@ class ExportSettings(CommandSettings):
         default=None,
         gt=0,
         le=100,
-        description="Most times the latency of float32 in the same engine. When left out, a recipe that is "
-        "slower is taken only if no other keeps the budgets, and it is said.",
+        description="Most times the latency of float32 in the same engine that an INT8 file may take. When "
+        "left out, one that is slower is taken only if no other keeps the budgets; it is said either way.",
     )
     threads: int = Field(default=1, ge=1, le=256, description="Threads while measuring.")
     verify_with: tuple[str, ...] = Field(

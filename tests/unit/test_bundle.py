@@ -86,6 +86,7 @@ def _bundle_folder(folder: Path, version: ModelVersion, *, release: int = 1) -> 
             "golden": golden,
             "batch_sizes": [1],
             "calibration": None,
+            "budgets": {"max_output_error": 0.1},
             "metrics": {},
             "requirements": {"engine": "litert", "packages": {"ai-edge-litert": ">=2.1,<3"}},
             "tensors": {"inputs": [], "outputs": []},

@@ -223,6 +223,14 @@ def test_adversarial_rows_leave_out_what_the_signature_refuses():
         SIGNATURE.validate(infinite)
 
 
+def test_adversarial_integers_stay_inside_bounds_that_are_no_whole_numbers():
+    signature = Signature(
+        "regression", (TensorSpec("ids", "int32", (-1, 2), columns=("ids",), minimum=2.5, maximum=6.5),), ()
+    )
+    rows = adversarial_rows(signature, sample={"ids": np.full((1, 2), 4, dtype=np.int32)})
+    assert set(rows["ids"].reshape(-1).tolist()) == {3, 4, 6}
+
+
 def test_a_wide_input_is_probed_at_a_bounded_number_of_places():
     wide = Signature(
         "regression", (TensorSpec("image", "float32", (-1, 1, 64, 64), minimum=0, maximum=1),), ()

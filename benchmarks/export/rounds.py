@@ -1,0 +1,72 @@
+"""Calls in turns, so that what the machine does meanwhile hits everybody alike.
+
+A turn is some calls of one row, one after the other, as a device makes them; who comes after whom changes
+from round to round. Ratios are taken within a round, where both met the same machine.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+_TURN_S = 0.02
+_MAX_CALLS = 200
+_FEWEST_CALLS = 4
+_FEWEST_ROUNDS = 10
+_WARM_UP_CALLS = 5
+
+Call = Callable[[np.ndarray], object]
+
+
+def take_turns(calls: Mapping[str, Call], rows: np.ndarray, *, seconds: float) -> dict[str, list[float]]:
+    """Time calls of one row.
+
+    Args:
+        calls: What is timed, by name.
+        rows: Asked about in a cycle.
+        seconds: How long in all, roughly.
+
+    Returns:
+        The median of every turn, in ms; equally many for all.
+    """
+    order, shuffler = list(calls), random.Random(0)
+    n_calls = {name: _calls_of_a_turn(call, rows) for name, call in calls.items()}
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    end_s = time.perf_counter() + seconds
+    while time.perf_counter() < end_s or len(found[order[0]]) < _FEWEST_ROUNDS:
+        shuffler.shuffle(order)
+        for name in order:
+            found[name].append(_turn(calls[name], rows, n_calls=n_calls[name]))
+    return found
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """Give the median over rounds of one's latency by the other's."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def _calls_of_a_turn(call: Call, rows: np.ndarray) -> int:
+    for index in range(_WARM_UP_CALLS):
+        call(_row(rows, index))
+    taken_ms = _turn(call, rows, n_calls=_FEWEST_CALLS)
+    return min(_MAX_CALLS, max(_FEWEST_CALLS, round(_TURN_S * 1e3 / taken_ms)))
+
+
+def _turn(call: Call, rows: np.ndarray, *, n_calls: int) -> float:
+    """Time some calls after a first one, which finds the caches as another contestant left them."""
+    call(_row(rows, 0))
+    seconds = []
+    for index in range(n_calls):
+        row = _row(rows, index)
+        began_s = time.perf_counter()
+        call(row)
+        seconds.append(time.perf_counter() - began_s)
+    return statistics.median(seconds) * 1e3
+
+
+def _row(rows: np.ndarray, index: int) -> np.ndarray:
+    return rows[index % len(rows)][np.newaxis]
