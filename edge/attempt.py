@@ -25,7 +25,7 @@ from edge.bundling import parts
 from edge.job import Job
 from edge.ladder import BROKEN, SLOWER, Rung
 from edge.layers import Layer, most_sensitive
-from edge.measure import Answer, Comparison, Figures, Latency, answer_all, compare, measure_latency
+from edge.measure import ACCURACY, Answer, Comparison, Figures, Latency, answer_all, compare, measure_latency
 from edge.runtimes import verify_elsewhere
 from edge.targets import Converter, FileFacts, Material, Recipe, Target, load_converter, runs_here
 from kit.engines import open_engine
@@ -205,7 +205,7 @@ class Bench:
         faults: dict[str, str] = {}
         if _stand_in(target) == target.engine:
             figures, golden = self._run(opened.folder, figures)
-            faults = {BROKEN: f"golden rows: {golden}"} if golden else {}
+            faults = {ACCURACY: f"golden rows: {golden}"} if golden else {}
         else:
             measured_in += ", not on a GPU"
         faults |= job.budgets.broken(figures)

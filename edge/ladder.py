@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edge.measure import Figures
+from edge.measure import ACCURACY, Figures
 from edge.targets import Recipe
 
 SLOWER = "slower"
@@ -50,6 +50,8 @@ class Rung:
         """Why it did not pass; empty when it did."""
         return "; ".join(self.faults.values())
 
+
+_IDLE_SHARE = 0.97
 
 Attempt = Callable[[Recipe, tuple[str, ...]], Rung]
 Rank = Callable[[Recipe], Sequence[str]]
@@ -98,6 +100,15 @@ def climb(ladder: Sequence[Recipe], *, attempt: Attempt, rank: Rank) -> Climb:
     return Climb(tuple(tried), next((rung for rung in tried if rung.is_only_slower), None))
 
 
+def _keeping_is_idle(tried: Sequence[Rung]) -> bool:
+    """Say whether the most sensitive layer in float has brought the answers no nearer: then it is not one."""
+    first = tried[0].figures
+    kept = next((rung.figures for rung in tried if rung.recipe.n_kept), None)
+    if first is None or kept is None:
+        return False
+    return kept.comparison.output_error > first.comparison.output_error * _IDLE_SHARE
+
+
 def _can_help(recipe: Recipe, tried: Sequence[Rung]) -> bool:
     """Say whether a recipe can mend what was wrong with those before it."""
     if not tried:
@@ -105,8 +116,10 @@ def _can_help(recipe: Recipe, tried: Sequence[Rung]) -> bool:
     faults = {kind for rung in tried for kind in rung.faults}
     if faults <= {"size"}:
         return False  # later recipes are larger
+    if recipe.n_kept and _keeping_is_idle(tried):
+        return False
     careful = recipe.n_kept or recipe.smooth or recipe.controlled or recipe.ranges == "clipped"
-    if careful and not faults & {"accuracy", BROKEN}:
+    if careful and not faults & {ACCURACY, BROKEN}:
         return False  # it is as slow, and needs as much
     if careful and faults <= {BROKEN}:
         return recipe.n_kept > 0  # an operator the engine does not run in 8 bits may run in float

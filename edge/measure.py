@@ -19,6 +19,9 @@ from kit.signature import Tensors
 
 Answer = Callable[[Tensors], Tensors]
 
+ACCURACY = "accuracy"
+"""Fault: other answers than the reference's."""
+
 _BATCH_ROWS = 1024
 _WARM_UP_CALLS = 20
 _MAX_CALLS_S = 4.0
@@ -128,8 +131,8 @@ class Budgets:
         slowdown = float("inf") if self.max_slowdown is None else self.max_slowdown
         drop, error = comparison.drop, comparison.output_error
         rows: tuple[tuple[str, str, float | None, float, str], ...] = (
-            ("accuracy", f"{comparison.metric} drop", drop, self.max_metric_drop, "max_metric_drop"),
-            ("accuracy", "output error", error, self.max_output_error, "max_output_error"),
+            (ACCURACY, f"{comparison.metric} drop", drop, self.max_metric_drop, "max_metric_drop"),
+            (ACCURACY, "output error", error, self.max_output_error, "max_output_error"),
             ("size", "size in MB", size_mb, self.max_size_mb, "max_size_mb"),
             ("latency", "median latency in ms", latency_ms, self.max_latency_ms, "max_latency_ms"),
             ("memory", "resident memory in MB", figures.memory_mb, self.max_memory_mb, "max_memory_mb"),

@@ -32,7 +32,8 @@ class Recipe:
         activations: int8, int16, dynamic (8 bits, ranges taken at every call) or float32.
         ranges: Where the activations' ranges come from: ``true`` minimum and maximum, or ``clipped`` to
             all but a thousandth of the values.
-        scope: ``all`` operations, or ``linear`` for linear layers (and LiteRT's embeddings) alone.
+        scope: ``all`` operations; ``products`` for convolutions and matrix products alone; ``linear`` for
+            linear layers (and LiteRT's embeddings) alone.
         narrow_weights: Whether weights keep to 7 bits, for processors whose 8-bit products saturate.
         smooth: Whether SmoothQuant moves scale from activations into weights.
         n_kept: How many of the most sensitive layers stay in float.
@@ -65,7 +66,8 @@ class Recipe:
         parts = [f"{words[self.weights]} weights, {words[self.activations]} activations"]
         dynamic = self.activations == "dynamic"
         parts += ["ranges taken at every call" if dynamic else f"{self.ranges} ranges"]
-        parts += ["linear layers only"] if self.scope == "linear" else []
+        scopes = {"linear": "linear layers only", "products": "convolutions and matrix products only"}
+        parts += [scopes[self.scope]] if self.scope in scopes else []
         parts += ["weights in 7 bits"] if self.narrow_weights else []
         parts += ["SmoothQuant"] if self.smooth else []
         parts += [f"{self.n_kept} layer{'s' * (self.n_kept > 1)} in float"] if self.n_kept else []
@@ -84,6 +86,7 @@ _FLOAT16 = Recipe("float16", weights="float16", activations="float32")
 _INT8 = Recipe("int8")
 _CLIPPED = Recipe("int8-clipped", ranges="clipped")
 _LINEAR = Recipe("int8-linear", activations="dynamic", scope="linear")
+_PRODUCTS = Recipe("int8-products", scope="products")
 _KEPT = tuple(Recipe(f"int8-keep-{n}", n_kept=n) for n in (1, 2, 4, 8))
 
 
@@ -205,7 +208,7 @@ TARGETS: dict[str, Target] = {
             faster=True,
         ),
         _openvino("float16", _FLOAT16),
-        _onnx("int8", *_narrow(_INT8, _CLIPPED, *_KEPT), _LINEAR, faster=True),
+        _onnx("int8", *_narrow(_INT8, _PRODUCTS, _CLIPPED, *_KEPT, _LINEAR), faster=True),
         _onnx("float16", _FLOAT16),
         _onnx("float32", _FLOAT32),
         _tensorrt("fp16", Recipe("fp16", weights="float16", activations="float32")),

@@ -62,8 +62,9 @@ def _litert_float(given: Path, output: Path) -> None:
 def _aiedge(given: Path, output: Path, *, recipe: Any) -> None:
     from ai_edge_quantizer import quantizer
 
-    _litert_float(given, output)
-    path = output / MODEL["litert"]
+    path = output.parent / "litert-float32" / MODEL["litert"]
+    if not path.is_file():
+        raise SystemExit("there is no float32 file to quantise")
     made = quantizer.Quantizer(str(path), recipe)
     ranges = None
     if made.need_calibration:
@@ -71,7 +72,7 @@ def _aiedge(given: Path, output: Path, *, recipe: Any) -> None:
         rows = rows.astype(np.int32) if rows.dtype == np.int64 else rows  # what LiteRT makes of such inputs
         (signature,) = _signatures(path)
         ranges = made.calibrate({signature: [{_LITERT_INPUT: row[np.newaxis]} for row in rows]})
-    path.write_bytes(bytes(made.quantize(ranges).quantized_model))
+    (output / MODEL["litert"]).write_bytes(bytes(made.quantize(ranges).quantized_model))
 
 
 def _signatures(path: Path) -> list[str]:

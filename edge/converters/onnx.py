@@ -57,7 +57,7 @@ def _converted(material: Material, recipe: Recipe, *, kept: Sequence[str]) -> on
     if recipe.weights != "int8":
         return float_graph(material.core, weights=recipe.weights)
     if recipe.activations == "dynamic":
-        return _dynamic(material)
+        return _dynamic(material, recipe)
     return quantised(prepared_graph(material), material, recipe, kept=kept, symmetric=False)
 
 
@@ -121,7 +121,8 @@ def quantised(
     from onnxruntime import quantization
 
     clipped = recipe.ranges == "clipped"
-    chosen = _LINEAR if recipe.scope == "linear" else _WEIGHTED if symmetric else ()
+    products = symmetric or recipe.scope == "products"
+    chosen = _LINEAR if recipe.scope == "linear" else _WEIGHTED if products else ()
     method = quantization.CalibrationMethod
     with tempfile.TemporaryDirectory(dir=material.work) as name:
         path = Path(name) / "quantised.onnx"
@@ -149,7 +150,7 @@ def quantised(
     return model
 
 
-def _dynamic(material: Material) -> onnx.ModelProto:
+def _dynamic(material: Material, recipe: Recipe) -> onnx.ModelProto:
     import onnx
     from onnxruntime import quantization
 
@@ -162,6 +163,7 @@ def _dynamic(material: Material) -> onnx.ModelProto:
             str(path),
             op_types_to_quantize=list(_LINEAR),
             per_channel=True,
+            reduce_range=recipe.narrow_weights,
             weight_type=quantization.QuantType.QInt8,
         )
         model: onnx.ModelProto = onnx.load(path)
@@ -184,8 +186,10 @@ def _reader(material: Material) -> Any:
             self._batches = self._fresh()
 
         def _fresh(self) -> Iterator[dict[str, np.ndarray]]:
-            for start in range(0, len(rows), _BATCH_ROWS):
-                yield {name: rows[start : start + _BATCH_ROWS]}
+            # All of one size: the percentile's calibrator stacks them.
+            size = next(each for each in range(_BATCH_ROWS, 0, -1) if len(rows) % each == 0)
+            for start in range(0, len(rows), size):
+                yield {name: rows[start : start + size]}
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self._batches, None)

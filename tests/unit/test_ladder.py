@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from edge.ladder import BROKEN, SLOWER, Climb, Rung, climb
+from edge.measure import Comparison, Figures
 from edge.targets import TARGETS, Recipe
 
 INT8 = Recipe("int8")
@@ -127,3 +128,14 @@ def test_every_ladder_has_recipes_of_different_names_and_begins_without_exceptio
     assert len(set(recipes)) == len(recipes)
     assert target.ladder[0].n_kept == 0
     assert all(recipe.says for recipe in target.ladder)
+
+
+def test_where_the_most_sensitive_layer_makes_no_difference_no_more_layers_are_tried() -> None:
+    def figures(error: float) -> Figures:
+        return Figures(Comparison("accuracy", 1.0, 0.5, 0.5, 0.5, error, 10), 1, 1)
+
+    def attempt(recipe: Recipe, kept: tuple[str, ...]) -> Rung:
+        return Rung(recipe, kept, figures(0.099 if recipe.n_kept else 0.1), {"accuracy": "wrong"})
+
+    found = climb(LADDER, attempt=attempt, rank=lambda recipe: ("a", "b", "c", "d"))
+    assert names(found) == ["int8", "int8-smooth", "int8-clipped", "int8-keep-1", "int8-linear"]
