@@ -100,6 +100,8 @@ bench: setup  ## the figures the documents show: ours beside a bare loop, interl
 	$(BIN)/python benchmarks/batch --memory
 	$(BIN)/python benchmarks/batch --small
 	$(BIN)/python benchmarks/serve --all
+	$(BIN)/python benchmarks/export
+	$(BIN)/python benchmarks/export --time
 
 clean:  ## remove the environments and caches
 	rm -rf .venv .venv-device .venv-oms .venv-tflite .venv-clients .mypy_cache .pytest_cache .ruff_cache .hypothesis .bench

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from ours import TARGET_NAMES, export_bundles
 from peers import PEERS, make_file, open_file
-from rounds import Call, ratio, take_turns
+from rounds import Call, Ratio, take_turns
 from subjects import Subject
 
 from edge.targets import find_target
@@ -69,6 +69,7 @@ class Compared:
     Attributes:
         ours: The target.
         peer: A key of ``PEERS``.
+        reason: Whose file is missing; empty when neither is.
         error: Output error, ours by theirs; None like the others where one of the files is missing.
         latency: Likewise, within rounds.
         latency_to_float: By the same engine's float32.
@@ -77,9 +78,10 @@ class Compared:
 
     ours: str
     peer: str
+    reason: str
     error: float | None
-    latency: float | None
-    latency_to_float: float | None
+    latency: Ratio | None
+    latency_to_float: Ratio | None
     size_factor: float | None
 
 
@@ -135,9 +137,9 @@ def _ask_ours(
 ) -> dict[str, Shown]:
     found = {}
     for name, bundle in export_bundles(subject, targets, folder=folder).items():
-        recipe = bundle.result.recipe if bundle.result is not None else None
-        engine = find_target(name).engine
-        shown = found[name] = Shown(name, f"kit export: {recipe or name}", engine, bundle.reason)
+        recipe, engine = bundle.result and bundle.result.recipe, find_target(name).engine
+        title = f"kit export {name}" + (f" (recipe {recipe})" if recipe else "")
+        shown = found[name] = Shown(name, title, engine, bundle.reason)
         shown.ladder = bundle.ladder
         if bundle.engine is not None:
             shown.n_bytes = bundle.model_bytes
@@ -160,12 +162,13 @@ def _compared(shown: dict[str, Shown], turns: dict[str, list[float]], ours: str,
     mine, theirs = shown[ours], shown[peer]
     plain = shown[FLOAT[mine.engine]]
 
-    def within(name: str) -> float | None:
-        return ratio(turns[ours], turns[name]) if ours in turns and name in turns else None
+    def within(name: str) -> Ratio | None:
+        return Ratio.of(turns[ours], turns[name]) if ours in turns and name in turns else None
 
     return Compared(
         ours,
         peer,
+        reason="ours is missing" if mine.reason else "theirs is missing" if theirs.reason else "",
         error=_by(mine.output_error, theirs.output_error),
         latency=within(peer),
         latency_to_float=within(plain.name),

@@ -47,7 +47,7 @@ MODEL = {"litert": "model.tflite", "openvino": "model.xml", "onnxruntime": "mode
 
 
 def _rows(given: Path) -> np.ndarray:
-    return np.load(given / "calibration.npy")
+    return np.asarray(np.load(given / "calibration.npy"))
 
 
 def _litert_float(given: Path, output: Path) -> None:

@@ -6,17 +6,19 @@ from round to round. Ratios are taken within a round, where both met the same ma
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 _TURN_S = 0.02
 _MAX_CALLS = 200
 _FEWEST_CALLS = 4
-_FEWEST_ROUNDS = 10
+_FEWEST_ROUNDS = 40
 _WARM_UP_CALLS = 5
 
 Call = Callable[[np.ndarray], object]
@@ -44,9 +46,27 @@ def take_turns(calls: Mapping[str, Call], rows: np.ndarray, *, seconds: float) -
     return found
 
 
-def ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """Give the median over rounds of one's latency by the other's."""
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+@dataclass(frozen=True)
+class Ratio:
+    """One's latency by the other's.
+
+    Attributes:
+        value: The median over rounds.
+        margin: How far another run's median would lie from it, 19 times of 20.
+        n_rounds: How many rounds.
+    """
+
+    value: float
+    margin: float
+    n_rounds: int
+
+    @classmethod
+    def of(cls, above: Sequence[float], below: Sequence[float]) -> Ratio:
+        """Compare the turns of two, round by round."""
+        found = [a / b for a, b in zip(above, below, strict=True)]
+        low, middle, high = statistics.quantiles(found, n=4)
+        # The notch of a box plot: McGill, Tukey and Larsen, "Variations of Box Plots" (1978).
+        return cls(middle, 1.57 * (high - low) / math.sqrt(len(found)), len(found))
 
 
 def _calls_of_a_turn(call: Call, rows: np.ndarray) -> int:
@@ -69,4 +89,5 @@ def _turn(call: Call, rows: np.ndarray, *, n_calls: int) -> float:
 
 
 def _row(rows: np.ndarray, index: int) -> np.ndarray:
-    return rows[index % len(rows)][np.newaxis]
+    start = index % len(rows)
+    return rows[start : start + 1]
