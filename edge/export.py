@@ -125,7 +125,8 @@ class ExportReport:
         if failed:
             raise GateError(
                 "; ".join(f"{result.target} was not written: {result.reason}" for result in failed),
-                hint="raise the budget it breaks, give more calibration_rows, or leave the target out",
+                hint="raise the budget it breaks, see which layers cost with --explain, or leave the target "
+                "out",
             )
 
 
@@ -167,7 +168,9 @@ def export(project: Project, settings: ExportSettings) -> ExportReport | TargetL
             results.append(_export_target(job, target, output=output))
         reference = _reference(job)
         if settings.check_reproducible:
-            require_same_bytes(project, settings, [each for each in map(_winner, results) if each])
+            winners = [each for each in map(_winner, results) if each]
+            require_same_bytes(project, settings, winners)
+            _log.info("built again in another process: %d bundles, the same bytes", len(winners))
     model = f"{version.name}@{version_record.number}"
     facts = _facts(model, version.digest, reference, results, job)
     identity = f"{version.name}-{version.digest[:12]}-{sha256_bytes(canonical_json(facts['settings']))[:8]}"

@@ -62,7 +62,6 @@ class Job:
             max_size_mb=settings.max_size_mb,
             max_latency_ms=settings.max_latency_ms,
             max_memory_mb=settings.max_memory_mb,
-            max_slowdown=settings.max_slowdown,
         )
 
     @property

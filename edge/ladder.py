@@ -51,6 +51,9 @@ class Rung:
         return "; ".join(self.faults.values())
 
 
+GAIN = "gain"
+"""Fault: neither smaller nor faster than float32."""
+
 _IDLE_SHARE = 0.97
 
 Attempt = Callable[[Recipe, tuple[str, ...]], Rung]

@@ -27,6 +27,8 @@ _WARM_UP_CALLS = 20
 _MAX_CALLS_S = 4.0
 _SLOWER_SHARE = 1.05
 _SLOWER_MS = 0.03
+_GAIN_SHARE = 0.95
+_SMALL_BYTES = 100_000
 _MAX_CLASSES = 50
 _ERROR_BINS = 40
 
@@ -99,6 +101,13 @@ class Figures:
         return self.latency.p50_ms / self.float_latency.p50_ms
 
     @property
+    def gains_nothing(self) -> bool:
+        """Whether it is neither smaller nor faster than float32, and not so small that headers decide."""
+        if self.float_bytes is None or self.float_bytes < _SMALL_BYTES or self.slowdown is None:
+            return False
+        return self.model_bytes > self.float_bytes * _GAIN_SHARE and self.slowdown > _GAIN_SHARE
+
+    @property
     def is_slower(self) -> bool:
         """Whether it is slower than float32 by more than two such measurements differ by anyhow."""
         if self.latency is None or self.float_latency is None:
@@ -136,7 +145,7 @@ class Budgets:
             ("size", "size in MB", size_mb, self.max_size_mb, "max_size_mb"),
             ("latency", "median latency in ms", latency_ms, self.max_latency_ms, "max_latency_ms"),
             ("memory", "resident memory in MB", figures.memory_mb, self.max_memory_mb, "max_memory_mb"),
-            ("latency", "times the latency of float32", figures.slowdown, slowdown, "max_slowdown"),
+            ("latency", "share of float32's latency", figures.slowdown, slowdown, "max_slowdown"),
         )
         faults: dict[str, str] = {}
         for kind, name, figure, budget, key in rows:

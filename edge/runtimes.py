@@ -6,11 +6,12 @@ is loaded there and answers wrongly is worse than one that is refused. It knows 
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit.errors import InputError, KitError, MissingDependencyError
+from kit.errors import InputError, KitError, MissingDependencyError, ModelError
 from kit.gauge import gauge_in_child
 
 _CALLS = 10
@@ -34,10 +35,10 @@ class Verified:
 
 
 def require_interpreters(pythons: Sequence[str]) -> None:
-    """Refuse interpreters that are none.
+    """Refuse interpreters that are none, or have no kit.
 
     Raises:
-        InputError: A path names no file.
+        InputError: A path names no file, or what it names cannot import what measures a bundle.
     """
     for python in pythons:
         if not Path(python).is_file():
@@ -45,10 +46,19 @@ def require_interpreters(pythons: Sequence[str]) -> None:
                 f"verify_with names {python}, which is no file",
                 hint="name the python of an environment that holds the kit and a runtime",
             )
+        tried = subprocess.run(
+            [python, "-c", "import kit.gauge"], cwd="/", capture_output=True, text=True, check=False
+        )
+        if tried.returncode:
+            last = (tried.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise InputError(
+                f"verify_with names {python}, which cannot import the kit: {last[:200]}",
+                hint="install the kit and a runtime into that environment",
+            )
 
 
 def verify_elsewhere(folder: Path, *, python: Path, ranges: Mapping[str, str], threads: int) -> Verified:
-    """Ask a bundle's golden rows in another interpreter; one without the bundle's engine says nothing.
+    """Ask a bundle's golden rows in another interpreter; one without the bundle's engine cannot say.
 
     Args:
         folder: The unpacked bundle, verified.
@@ -58,10 +68,13 @@ def verify_elsewhere(folder: Path, *, python: Path, ranges: Mapping[str, str], t
     """
     try:
         gauge = gauge_in_child(folder, threads=threads, n_calls=_CALLS, python=python)
-    except MissingDependencyError:  # an environment of another engine has nothing to say about this one
-        return Verified(python, "", "", "")
+    except MissingDependencyError as error:  # an environment of another engine
+        return Verified(python, "", "", f"not run with {python}: {error.message}")
+    except ModelError as error:
+        said = f"in {python} {error.message}"
+        return Verified(python, "", said, said)
     except KitError as error:
-        return Verified(python, "", _unfit(python, error.message, ranges), error.message)
+        return _refused(python, error.message, ranges)
     runtime = f"{gauge.runtime} {gauge.runtime_version}"
     if gauge.golden_passed:
         return Verified(python, runtime, "", "")
@@ -69,10 +82,13 @@ def verify_elsewhere(folder: Path, *, python: Path, ranges: Mapping[str, str], t
     return Verified(python, runtime, said, said)
 
 
-def _unfit(python: Path, said: str, ranges: Mapping[str, str]) -> str:
+def _refused(python: Path, said: str, ranges: Mapping[str, str]) -> Verified:
     """A refusal is a fault only where the bundle claims to run."""
-    package = _runtime_of(python)
-    return f"{package} refuses it, although it claims {ranges[package]}: {said}" if package in ranges else ""
+    package, reason = _runtime_of(python), said.splitlines()[0]
+    if package in ranges:
+        fault = f"{package} in {python} refuses it, although it claims {ranges[package]}: {reason}"
+        return Verified(python, "", fault, fault)
+    return Verified(python, "", "", f"{package or python} refuses it, as it must: {reason}")
 
 
 def _runtime_of(python: Path) -> str:

@@ -97,7 +97,7 @@ class LiteRTFile:
         return next((name for name, value in names.items() if value == number), f"operator {number}")
 
     def places(self) -> tuple[Place, ...]:
-        """List what the first signature computes, in order: ``CONV_2D 3`` is the graph's third operator."""
+        """List what the first signature computes, in order; ``CONV_2D 3`` is its operator 3, from 0."""
         return self._places
 
     def _read_places(self) -> tuple[Place, ...]:

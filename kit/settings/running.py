@@ -89,7 +89,9 @@ class ExportSettings(CommandSettings):
         description="Rows of one call that a file with fixed shapes holds; may be given more than once.",
     )
     io: Literal["int8", "float"] = Field(
-        default="int8", description="What the file of litert-int8 and litert-int16x8 reads and answers."
+        default="float",
+        description="What the file of litert-int8 and litert-int16x8 reads and answers: float, which it rounds "
+        "itself, or int8 (int16), which the agent rounds.",
     )
     max_metric_drop: float = Field(
         default=0.01,
@@ -112,8 +114,9 @@ class ExportSettings(CommandSettings):
         default=None,
         gt=0,
         le=100,
-        description="Most times the latency of float32 in the same engine that an INT8 file may take. When "
-        "left out, one that is slower is taken only if no other keeps the budgets; it is said either way.",
+        description="Most times the latency of float32 in the same engine that an INT8 file may take; INT8 "
+        "targets alone are held to it. When left out, one that is slower is taken only if no other keeps the "
+        "budgets; it is said either way.",
     )
     threads: int = Field(default=1, ge=1, le=256, description="Threads while measuring.")
     verify_with: tuple[str, ...] = Field(

@@ -122,8 +122,7 @@ def test_the_manifest_says_what_a_device_needs_and_where_it_comes_from(
         assert manifest["lineage"]["data"]["fingerprint"] == manifest["metrics"]["fingerprint"]
         assert "Apache-2.0" in (folder / "licenses.txt").read_text()
     tensor = read_json(tmp_path / "litert-int8" / "manifest.json")["tensors"]["inputs"][0]
-    assert (tensor["dtype"], tensor["shape"]) == ("int8", [1, 1, 8, 8])
-    assert tensor["scale"] > 0
+    assert (tensor["dtype"], tensor["shape"], tensor["scale"]) == ("float32", [1, 1, 8, 8], None)
 
 
 def test_layers_are_measured_and_the_page_shows_them(every: ExportReport) -> None:
@@ -142,6 +141,7 @@ def test_the_runtime_of_old_devices_answers_rightly_or_refuses(every: ExportRepo
         pytest.skip("make .venv-tflite/ready")
     result = of(every, name)
     if name in OLD_REFUSES:
+        assert "tflite-runtime refuses it, as it must" in result.note
         assert "Didn't find op for builtin opcode 'FULLY_CONNECTED' version '11'" in result.note
     else:
         assert "tflite-runtime 2.14.0 answers as it should" in result.note
@@ -174,16 +174,17 @@ def test_several_batch_sizes_stand_in_one_file(project: Project, tmp_path: Path)
     np.testing.assert_array_equal(runner.run(rows)["logits"], np.concatenate(alone))
 
 
-def test_a_file_with_float_inputs_answers_like_one_with_int8(project: Project, tmp_path: Path) -> None:
+def test_a_file_may_read_and_answer_8_bits(project: Project, tmp_path: Path) -> None:
     settings = ExportSettings(
-        model="digits", target=("litert-int8",), io="float", output="floats", max_slowdown=100.0
+        model="digits", target=("litert-int8",), io="int8", output="bits", max_slowdown=100.0
     )
     report = export(project, settings)
     assert isinstance(report, ExportReport)
     report.require_passed()
     folder = opened(project, report.targets[0], tmp_path / "b")
     tensors = read_json(folder / "manifest.json")["tensors"]
-    assert [each["dtype"] for each in (*tensors["inputs"], *tensors["outputs"])] == ["float32", "float32"]
+    assert [each["dtype"] for each in (*tensors["inputs"], *tensors["outputs"])] == ["int8", "int8"]
+    assert all(each["scale"] > 0 for each in (*tensors["inputs"], *tensors["outputs"]))
     assert Runner.open(folder, threads=1).check_golden().passed
 
 
@@ -226,6 +227,14 @@ def test_an_interpreter_that_is_none_is_refused(project: Project) -> None:
     with pytest.raises(InputError, match="/nowhere/python, which is no file"):
         export(project, settings)
     assert not (project.folder / "nobody").exists()
+
+
+def test_an_interpreter_without_the_kit_is_refused(project: Project) -> None:
+    settings = ExportSettings(
+        model="digits", target=("onnx-float32",), output="nobody", verify_with=("/usr/bin/env",)
+    )
+    with pytest.raises(InputError, match="cannot import the kit"):
+        export(project, settings)
 
 
 def test_an_interrupt_leaves_no_half_bundle(project: Project) -> None:

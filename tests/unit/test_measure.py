@@ -78,7 +78,7 @@ def test_a_slowdown_is_a_budget_only_where_one_was_set() -> None:
     slow = replace(FINE, latency=Latency(9.0, 9.0), float_latency=Latency(6.0, 6.0))
     assert BUDGETS.broken(slow) == {}
     said = replace(BUDGETS, max_slowdown=1.2).broken(slow)
-    assert said == {"latency": "times the latency of float32 1.5 is above max_slowdown = 1.2"}
+    assert said == {"latency": "share of float32's latency 1.5 is above max_slowdown = 1.2"}
 
 
 @pytest.mark.parametrize(

@@ -300,7 +300,8 @@ def test_show_tells_versions_replicas_failures_and_the_shadow(
     assert result.shadow is not None
     assert (result.shadow.compared, result.shadow.agreement) == (6, 4 / 6)
     assert '"in_force": 3' in to_json(result)
-    assert kit_release(project, "show").replicas == result.replicas
+    told = [(each.replica, each.failed, each.reason) for each in kit_release(project, "show").replicas]
+    assert told == [(each.replica, each.failed, each.reason) for each in result.replicas]
 
 
 def test_history_tells_what_when_and_why_and_names_damage(

@@ -98,7 +98,8 @@ def _remarks(each: TargetResult) -> Iterator[str]:
         return
     known = [rung.reason for rung in each.ladder]
     said = "; ".join(text for text in (each.reason, each.note) if text and text not in known)
-    yield f"{each.target}{'' if each.passed else ' was not written'}: {said}".rstrip()
+    title = f"{each.target}{'' if each.passed else ' was not written'}"
+    yield f"{title}: {said}" if said else f"{title}; recipes tried:"
     for rung in each.ladder:
         yield f"  {rung.recipe.name}: {_rung(rung)}"
     if each.layers:
@@ -132,4 +133,5 @@ def _rung(rung: Rung) -> str:
 def _layers(layers: Sequence[Layer]) -> Iterator[str]:
     worst = sorted(layers, key=lambda layer: -layer.added)[:_MAX_LAYERS]
     for layer in worst:
-        yield f"{layer.name} ({layer.kind}): adds {layer.added:.4f} to {layer.error:.4f} in all"
+        kind = "" if layer.name.startswith(layer.kind) else f" ({layer.kind})"
+        yield f"{layer.name}{kind}: adds {layer.added:.4f} to {layer.error:.4f} in all"
