@@ -90,8 +90,8 @@ class ExportSettings(CommandSettings):
     )
     io: Literal["int8", "float"] = Field(
         default="float",
-        description="What the file of litert-int8 and litert-int16x8 reads and answers: float, which it rounds "
-        "itself, or int8 (int16), which the agent rounds.",
+        description="What the file of litert-int8 and litert-int16x8 reads and answers: float, which it "
+        "rounds itself, or int8 (int16), which the agent rounds.",
     )
     max_metric_drop: float = Field(
         default=0.01,
