@@ -128,91 +128,91 @@ class Target:
     gpu: bool = False
 
 
-def _litert(precision: str, *ladder: Recipe, faster: bool = False) -> Target:
-    return Target(
-        name=f"litert-{precision}",
-        engine="litert",
-        precision=precision,
-        model="model.tflite",
-        files=("model.tflite",),
-        converter="edge.converters.litert",
-        builders=("torch", "litert_torch", "ai_edge_quantizer"),
-        runtimes=("ai_edge_litert", "tflite_runtime"),
-        extra="litert",
-        ladder=ladder,
-        faster=faster,
-    )
+@dataclass(frozen=True)
+class _Runtime:
+    """What the targets of one engine share; see ``Target``."""
+
+    engine: str
+    files: tuple[str, ...]
+    converter: str
+    builders: tuple[str, ...]
+    runtimes: tuple[str, ...]
+    extra: str
+    gpu: bool = False
+
+    def target(self, precision: str, *ladder: Recipe, faster: bool = False) -> Target:
+        """Make a target; its engine opens the last of its files."""
+        return Target(
+            name=f"{self.converter.rpartition('.')[2]}-{precision}",
+            engine=self.engine,
+            precision=precision,
+            model=self.files[-1],
+            files=self.files,
+            converter=self.converter,
+            builders=self.builders,
+            runtimes=self.runtimes,
+            extra=self.extra,
+            ladder=ladder,
+            faster=faster,
+            gpu=self.gpu,
+        )
 
 
-def _openvino(precision: str, *ladder: Recipe, faster: bool = False) -> Target:
-    return Target(
-        name=f"openvino-{precision}",
-        engine="openvino",
-        precision=precision,
-        model="model.xml",
-        files=("model.bin", "model.xml"),
-        converter="edge.converters.openvino",
-        builders=("onnx", "nncf", "openvino"),
-        runtimes=("openvino",),
-        extra="openvino",
-        ladder=ladder,
-        faster=faster,
-    )
-
-
-def _onnx(precision: str, *ladder: Recipe, faster: bool = False) -> Target:
-    return Target(
-        name=f"onnx-{precision}",
-        engine="onnxruntime",
-        precision=precision,
-        model="model.onnx",
-        files=("model.onnx",),
-        converter="edge.converters.onnx",
-        builders=("onnx", "onnxruntime"),
-        runtimes=("onnxruntime",),
-        extra="onnxruntime",
-        ladder=ladder,
-        faster=faster,
-    )
-
-
-def _tensorrt(precision: str, *ladder: Recipe) -> Target:
-    return Target(
-        name=f"tensorrt-{precision}",
-        engine="tensorrt",
-        precision=precision,
-        model="model.onnx",
-        files=("model.onnx",),
-        converter="edge.converters.tensorrt",
-        builders=("onnx", "onnxruntime"),
-        runtimes=("tensorrt",),
-        extra="tensorrt",
-        ladder=ladder,
-        faster=True,
-        gpu=True,
-    )
+_LITERT = _Runtime(
+    engine="litert",
+    files=("model.tflite",),
+    converter="edge.converters.litert",
+    builders=("torch", "litert_torch", "ai_edge_quantizer"),
+    runtimes=("ai_edge_litert", "tflite_runtime"),
+    extra="litert",
+)
+_OPENVINO = _Runtime(
+    engine="openvino",
+    files=("model.bin", "model.xml"),
+    converter="edge.converters.openvino",
+    builders=("onnx", "nncf", "openvino"),
+    runtimes=("openvino",),
+    extra="openvino",
+)
+_ONNX = _Runtime(
+    engine="onnxruntime",
+    files=("model.onnx",),
+    converter="edge.converters.onnx",
+    builders=("onnx", "onnxruntime"),
+    runtimes=("onnxruntime",),
+    extra="onnxruntime",
+)
+_TENSORRT = _Runtime(
+    engine="tensorrt",
+    files=("model.onnx",),
+    converter="edge.converters.tensorrt",
+    builders=("onnx", "onnxruntime"),
+    runtimes=("tensorrt",),
+    extra="tensorrt",
+    gpu=True,
+)
 
 
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
-        _litert("int8", _INT8, _CLIPPED, *_KEPT, _LINEAR, faster=True),
-        _litert("int8-linear", _LINEAR, faster=True),
-        _litert("int16x8", Recipe("int16x8", activations="int16")),
-        _litert("float16", _FLOAT16),
-        _litert("float32", _FLOAT32),
-        _openvino(
+        _LITERT.target("int8", _INT8, _CLIPPED, *_KEPT, _LINEAR, faster=True),
+        _LITERT.target("int8-linear", _LINEAR, faster=True),
+        _LITERT.target("int16x8", Recipe("int16x8", activations="int16")),
+        _LITERT.target("float16", _FLOAT16),
+        _LITERT.target("float32", _FLOAT32),
+        _OPENVINO.target(
             "int8",
             *(_INT8, Recipe("int8-smooth", smooth=True), _CLIPPED, *_KEPT),
             *(Recipe("int8-controlled", controlled=True), Recipe("int8-linear", scope="linear")),
             faster=True,
         ),
-        _openvino("float16", _FLOAT16),
-        _onnx("int8", *_narrow(_INT8, _PRODUCTS, _CLIPPED, *_KEPT, _LINEAR), faster=True),
-        _onnx("float16", _FLOAT16),
-        _onnx("float32", _FLOAT32),
-        _tensorrt("fp16", Recipe("fp16", weights="float16", activations="float32")),
-        _tensorrt("int8", _INT8, _CLIPPED, *_KEPT),
+        _OPENVINO.target("float16", _FLOAT16),
+        _ONNX.target("int8", *_narrow(_INT8, _PRODUCTS, _CLIPPED, *_KEPT, _LINEAR), faster=True),
+        _ONNX.target("float16", _FLOAT16),
+        _ONNX.target("float32", _FLOAT32),
+        _TENSORRT.target("fp16", Recipe("fp16", weights="float16", activations="float32"), faster=True),
+        _TENSORRT.target("int8", _INT8, _CLIPPED, *_KEPT, faster=True),
     )
 }
 """Name to target."""
