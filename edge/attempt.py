@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 
 from edge.bundling import parts
+from edge.core import Converter, FileFacts, Material
 from edge.job import Job
 from edge.ladder import BROKEN, GAIN, SLOWER, Rung
 from edge.layers import Layer, most_sensitive
 from edge.measure import ACCURACY, Answer, Comparison, Figures, Latency, answer_all, compare, measure_latency
+from edge.recipes import FLOAT32, Recipe, Target
 from edge.runtimes import verify_elsewhere
-from edge.targets import Converter, FileFacts, Material, Recipe, Target, load_converter, runs_here
+from edge.targets import load_converter, runs_here
 from kit.engines import open_engine
 from kit.errors import InputError, KitError, MissingDependencyError, UnavailableError
 from kit.gauge import gauge_in_child
@@ -39,7 +41,6 @@ from kit.signature import Signature, Tensors
 
 _log = logging.getLogger("kit")
 
-_FLOAT32 = Recipe("float32", weights="float32", activations="float32")
 #: Resident memory of a process with an engine and hardly a model, in MB, as it was measured and rounded up;
 #: TensorRT builds its engine, which was not measured.
 _BASE_MB = {"litert": 64, "onnxruntime": 96, "openvino": 192, "tensorrt": 2048}
@@ -142,7 +143,7 @@ class Bench:
         candidates = dict.fromkeys(
             (*most_sensitive(layers, n_layers=_CANDIDATES), *most_sensitive(heavy, n_layers=_CANDIDATES))
         )
-        expected = self._core_answers(_FLOAT32, (), rows)
+        expected = self._core_answers(FLOAT32, (), rows)
         errors = {}
         for name in candidates:
             with contextlib.suppress(InputError):  # some engines cannot run a network with this one in float
@@ -362,13 +363,13 @@ def open_baseline(job: Job, target: Target) -> Runner | None:
     if not folder.exists():
         folder.mkdir()
         parts.write_parts(folder, core=job.core)
-        convert(load_converter(target), job.material, _FLOAT32, kept=(), folder=folder)
+        convert(load_converter(target), job.material, FLOAT32, kept=(), folder=folder)
         golden = {"min_agreement": 0.0, "max_output_error": 1.0, "output_scale": job.scale}
         parts.write_manifest(
             folder,
             core=job.core,
             target=target,
-            recipe=_FLOAT32,
+            recipe=FLOAT32,
             release=1,
             facts={"golden": golden, "batch_sizes": list(job.material.batch_sizes)},
         )

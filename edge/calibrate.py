@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge.targets import Core
+from edge.core import Core
 from kit.errors import InputError
 from kit.files import sha256_bytes
 from kit.rows import Split

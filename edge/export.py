@@ -21,9 +21,10 @@ from edge.ladder import BROKEN, Climb, Rung, climb
 from edge.layers import Layer
 from edge.listing import TargetList, list_targets, runnable
 from edge.measure import Figures, Latency, confusion, error_histogram, measure_latency
+from edge.recipes import Recipe, Target
 from edge.reproduce import Winner, require_same_bytes
 from edge.runtimes import require_interpreters
-from edge.targets import TARGETS, Recipe, Target, find_target, require_packages
+from edge.targets import TARGETS, find_target, require_packages
 from kit.archive import SUFFIX
 from kit.bundle import bundle_name
 from kit.engines import open_engine

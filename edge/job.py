@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.calibrate import Calibration, calibrate
+from edge.core import Core, Material, core_of
 from edge.measure import Budgets, answer_all, output_scale
-from edge.targets import Core, Material, core_of
 from kit.data import load
 from kit.engines import open_engine
 from kit.lineage import require_same_rows

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edge.measure import ACCURACY, Figures
-from edge.targets import Recipe
+from edge.recipes import Recipe
 
 SLOWER = "slower"
 """Fault: slower than float32 in the same engine. It does not rule a recipe out, but others come first."""

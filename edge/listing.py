@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge.targets import TARGETS, Target, is_installed, runs_here
+from edge.recipes import Target
+from edge.targets import TARGETS, is_installed, runs_here
 from kit.errors import install_line
 
 

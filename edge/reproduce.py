@@ -89,7 +89,8 @@ def main() -> int:
     """Be the child of ``require_same_bytes``: read what to build, print the digests."""
     from edge.attempt import Bench
     from edge.job import prepare_job
-    from edge.targets import Recipe, find_target
+    from edge.recipes import Recipe
+    from edge.targets import find_target
 
     asked = json.load(sys.stdin)
     project = Project.open(Path(asked["project"]))

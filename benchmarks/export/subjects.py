@@ -18,8 +18,8 @@ from pyarrow import parquet
 
 from edge.calibrate import calibrate
 from edge.converters.onnx import core_graph
+from edge.core import Core, core_of
 from edge.measure import output_scale
-from edge.targets import Core, core_of
 from kit.data import load
 from kit.engines import open_engine
 from kit.errors import NotFoundError

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge.bundling import bom, licences, provenance
-from edge.targets import TARGETS, Target
+from edge.recipes import Target
+from edge.targets import TARGETS
 from kit.bundle import Bundle
 from kit.engines import ENGINES
 from kit.errors import InputError, MissingDependencyError, ModelError, VerificationError

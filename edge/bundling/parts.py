@@ -25,7 +25,9 @@ from typing import Any
 from edge.bundling.bom import ml_bom
 from edge.bundling.licences import licences
 from edge.bundling.provenance import provenance
-from edge.targets import Core, Recipe, Target, is_installed
+from edge.core import Core
+from edge.recipes import Recipe, Target
+from edge.targets import is_installed
 from kit import archive
 from kit.bundle import FORMAT, Bundle, bundle_name, open_bundle, read_manifest
 from kit.errors import KitError

@@ -1,1 +1,1 @@
-"""Converters: one module per engine that makes its model files; see ``edge.targets.Converter``."""
+"""Converters: one module per engine that makes its model files; see ``edge.core.Converter``."""

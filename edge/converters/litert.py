@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from edge.converters.litert_file import LiteRTFile, packages, stamped
+from edge.core import FileFacts, Material
 from edge.layers import Layer, LayerErrors
-from edge.targets import FileFacts, Material, Recipe
+from edge.recipes import Recipe
 from kit.errors import InputError
 from kit.files import write_atomic
 
@@ -33,7 +34,7 @@ _LINEAR_OPERATORS = ("FULLY_CONNECTED", "EMBEDDING_LOOKUP")
 
 
 def convert(material: Material, recipe: Recipe, *, kept: Sequence[str], folder: Path) -> None:
-    """Write ``model.tflite``; see ``edge.targets.Converter``.
+    """Write ``model.tflite``; see ``edge.core.Converter``.
 
     Raises:
         InputError: The version has no torch.export program, or an operator of it has no counterpart.
@@ -42,7 +43,7 @@ def convert(material: Material, recipe: Recipe, *, kept: Sequence[str], folder: 
 
 
 def layers(material: Material, recipe: Recipe, *, rows: np.ndarray) -> tuple[Layer, ...]:
-    """Measure what every layer adds to the error of a recipe; see ``edge.targets.Converter``."""
+    """Measure what every layer adds to the error of a recipe; see ``edge.core.Converter``."""
     before, after = _float_model(material), _converted(material, recipe, kept=())
     file = LiteRTFile(before)
     errors = LayerErrors(file.places())
@@ -58,7 +59,7 @@ def layers(material: Material, recipe: Recipe, *, rows: np.ndarray) -> tuple[Lay
 
 
 def describe(material: Material, *, folder: Path) -> FileFacts:
-    """Say what ``model.tflite`` needs, reads and answers; see ``edge.targets.Converter``."""
+    """Say what ``model.tflite`` needs, reads and answers; see ``edge.core.Converter``."""
     data = (folder / "model.tflite").read_bytes()
     interpreter = _watched(data)
     core = material.core

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge.core import Core, FileFacts, Material, plain_tensor
 from edge.layers import Layer, LayerErrors, Place
-from edge.targets import Core, FileFacts, Material, Recipe, plain_tensor
+from edge.recipes import Recipe
 from kit.errors import InputError
 from kit.files import write_atomic
 
@@ -37,18 +38,18 @@ _MOVING = frozenset(
 
 
 def convert(material: Material, recipe: Recipe, *, kept: Sequence[str], folder: Path) -> None:
-    """Write ``model.onnx``; see ``edge.targets.Converter``."""
+    """Write ``model.onnx``; see ``edge.core.Converter``."""
     write_model(_converted(material, recipe, kept=kept), folder)
 
 
 def layers(material: Material, recipe: Recipe, *, rows: np.ndarray) -> tuple[Layer, ...]:
-    """Measure what every layer adds to the error of a recipe; see ``edge.targets.Converter``."""
+    """Measure what every layer adds to the error of a recipe; see ``edge.core.Converter``."""
     plain = prepared_graph(material)
     return compared_layers(plain, _converted(material, recipe, kept=()), material=material, rows=rows)
 
 
 def describe(material: Material, *, folder: Path) -> FileFacts:
-    """Say what ``model.onnx`` needs; see ``edge.targets.Converter``."""
+    """Say what ``model.onnx`` needs; see ``edge.core.Converter``."""
     core = material.core
     return FileFacts(dict(_PACKAGES), (plain_tensor(core.input),), (plain_tensor(core.output),))
 

@@ -17,8 +17,9 @@ from xml.etree import ElementTree
 import numpy as np
 
 from edge.converters.onnx import core_graph
+from edge.core import FileFacts, Material, plain_tensor
 from edge.layers import Layer, LayerErrors, Place
-from edge.targets import FileFacts, Material, Recipe, plain_tensor
+from edge.recipes import Recipe
 from kit.files import write_atomic
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ _MOVING = frozenset(
 
 
 def convert(material: Material, recipe: Recipe, *, kept: Sequence[str], folder: Path) -> None:
-    """Write ``model.xml`` and ``model.bin``; see ``edge.targets.Converter``."""
+    """Write ``model.xml`` and ``model.bin``; see ``edge.core.Converter``."""
     model = _float_model(material)
     if recipe.calibrates:
         model = _quantised(model, material, recipe, kept=kept)
@@ -51,7 +52,7 @@ def convert(material: Material, recipe: Recipe, *, kept: Sequence[str], folder: 
 
 
 def layers(material: Material, recipe: Recipe, *, rows: np.ndarray) -> tuple[Layer, ...]:
-    """Measure what every layer adds to the error of a recipe; see ``edge.targets.Converter``."""
+    """Measure what every layer adds to the error of a recipe; see ``edge.core.Converter``."""
     plain = _float_model(material)
     places, made = [], {}
     for operation in plain.get_ordered_ops():
@@ -74,7 +75,7 @@ def layers(material: Material, recipe: Recipe, *, rows: np.ndarray) -> tuple[Lay
 
 
 def describe(material: Material, *, folder: Path) -> FileFacts:
-    """Say what ``model.xml`` needs; see ``edge.targets.Converter``."""
+    """Say what ``model.xml`` needs; see ``edge.core.Converter``."""
     core = material.core
     return FileFacts(dict(_PACKAGES), (plain_tensor(core.input),), (plain_tensor(core.output),))
 

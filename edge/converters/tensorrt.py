@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge.converters.onnx import compared_layers, float_graph, prepared_graph, quantised, write_model
+from edge.core import FileFacts, Material, plain_tensor
 from edge.layers import Layer
-from edge.targets import FileFacts, Material, Recipe, plain_tensor
+from edge.recipes import Recipe
 from kit.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _STANDARD = ("", "ai.onnx")
 
 
 def convert(material: Material, recipe: Recipe, *, kept: Sequence[str], folder: Path) -> None:
-    """Write ``model.onnx``; see ``edge.targets.Converter``.
+    """Write ``model.onnx``; see ``edge.core.Converter``.
 
     Raises:
         InputError: The recipe is int8 and the network leaves nothing with weights in 8 bits.
@@ -46,13 +47,13 @@ def convert(material: Material, recipe: Recipe, *, kept: Sequence[str], folder: 
 
 
 def layers(material: Material, recipe: Recipe, *, rows: np.ndarray) -> tuple[Layer, ...]:
-    """Measure what every layer adds to the error of a recipe; see ``edge.targets.Converter``."""
+    """Measure what every layer adds to the error of a recipe; see ``edge.core.Converter``."""
     changed = _converted(material, recipe, kept=())
     return compared_layers(prepared_graph(material), changed, material=material, rows=rows)
 
 
 def describe(material: Material, *, folder: Path) -> FileFacts:
-    """Say what ``model.onnx`` needs; see ``edge.targets.Converter``."""
+    """Say what ``model.onnx`` needs; see ``edge.core.Converter``."""
     core = material.core
     return FileFacts(dict(_PACKAGES), (plain_tensor(core.input),), (plain_tensor(core.output),))
 

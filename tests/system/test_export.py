@@ -214,7 +214,7 @@ def test_a_network_one_converter_cannot_read_still_reaches_the_other_target(tmp_
 
 
 BROKEN_CONVERTER = """
-from edge.targets import FileFacts
+from edge.core import FileFacts
 
 
 def convert(material, recipe, *, kept, folder):

@@ -13,7 +13,8 @@ from edge.bundling.parts import (
     write_papers,
     write_parts,
 )
-from edge.targets import TARGETS, core_of, find_target
+from edge.core import core_of
+from edge.targets import TARGETS, find_target
 from kit.bundle import open_bundle
 from kit.errors import ConflictError, InputError, NotFoundError, VerificationError
 from kit.files import canonical_json, read_json, sha256_file

@@ -13,7 +13,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge.converters import tensorrt
-from edge.targets import Material, Recipe, core_of, find_target
+from edge.core import Material, core_of
+from edge.recipes import Recipe
+from edge.targets import find_target
 from kit.errors import InputError
 from kit.model_version import ModelVersion, Parts, write_model_version
 from kit.signature import Signature, TensorSpec

@@ -8,7 +8,8 @@ import pytest
 
 from edge.ladder import BROKEN, SLOWER, Climb, Rung, climb
 from edge.measure import Comparison, Figures
-from edge.targets import TARGETS, Recipe
+from edge.recipes import Recipe
+from edge.targets import TARGETS
 
 INT8 = Recipe("int8")
 CLIPPED = Recipe("int8-clipped", ranges="clipped")

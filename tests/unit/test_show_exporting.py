@@ -12,7 +12,7 @@ from edge.ladder import Rung
 from edge.layers import Layer
 from edge.listing import TargetEntry, TargetList
 from edge.measure import Comparison, Figures, Latency
-from edge.targets import Recipe
+from edge.recipes import Recipe
 from kit.cli.show.exporting import export
 
 
