@@ -22,6 +22,7 @@ from kit.errors import InputError
 from kit.files import write_atomic
 
 _INPUT = "args_0"  # litert_torch's name for the first positional argument
+_OTHERS = "the openvino-* and onnx-* targets are made from the ONNX graph, which holds it"
 _CLIPPED_SHARE = 0.001
 _FLOAT16_OPERATORS = (
     "FULLY_CONNECTED",
@@ -125,10 +126,28 @@ def _float_model(material: Material) -> bytes:
         converter.convert().export(str(kept))
     except Exception as error:  # the converter's layers raise whatever they like about a user's network
         raise InputError(
-            f"the network holds an operator that LiteRT has no counterpart for: {_named(error)}",
-            hint="the openvino-* and onnx-* targets are made from the ONNX graph, which holds it",
+            f"the network holds an operator that LiteRT has no counterpart for: {_named(error)}; {_OTHERS}"
         ) from error
+    _require_kernels(kept.read_bytes())
     return kept.read_bytes()
+
+
+def _require_kernels(model: bytes) -> None:
+    """Refuse a file with an operator that was converted but that the runtime cannot compute."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    try:
+        Interpreter(model_content=model, num_threads=1).allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        said = str(error).splitlines()[0]
+        found = re.search(r"builtin opcode '(\w+)'|\((\w+)\) failed to prepare", str(error))
+        kind = (found.group(1) or found.group(2)) if found else ""
+        file = LiteRTFile(model)
+        place = next((each for each in file.places() if each.kind == kind), None)
+        where = f" at {place.name}, which makes {file.tensors[place.name]!r}" if place else ""
+        raise InputError(
+            f"LiteRT has no kernel for what the network does{where}: {said[:200]}; {_OTHERS}"
+        ) from error
 
 
 def _torch_dtype(material: Material) -> Any:
