@@ -32,14 +32,19 @@ class Bundle:
         result: Its figures and its ladder; None where the export refused the model as a whole.
         reason: Why there is no bundle; empty when there is.
         model_bytes: Size of the model files in it.
-        engine: Its engine, loaded, on one thread.
+        folder: Its content, unpacked and verified; None where there is no bundle.
     """
 
     target: str
     result: TargetResult | None
     reason: str
     model_bytes: int = 0
-    engine: Engine | None = None
+    folder: Path | None = None
+
+    def open(self) -> Engine:
+        """Load the bundle's network into its engine, on one thread."""
+        assert self.folder is not None
+        return Runner.open(self.folder, threads=1).engine
 
     @property
     def ladder(self) -> list[dict[str, Any]]:
@@ -82,7 +87,7 @@ def _opened(subject: Subject, result: TargetResult, folder: Path) -> Bundle:
     place = folder / result.target
     unpack_bundle(result.bundle, folder=place, trusted=subject.project.trusted())
     n_bytes = sum((place / name).stat().st_size for name in find_target(result.target).files)
-    return Bundle(result.target, result, "", n_bytes, Runner.open(place, threads=1).engine)
+    return Bundle(result.target, result, "", n_bytes, place)
 
 
 def time_command(subject: Subject, *, folder: Path) -> dict[str, Any]:

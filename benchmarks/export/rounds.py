@@ -1,9 +1,8 @@
 """Calls in turns, so that what the machine does meanwhile hits everybody alike.
 
 A turn is some calls of one row, one after the other, as a device makes them; who comes after whom changes
-from round to round. Ratios are taken within a round, where both met the same machine. A file is opened several
-times, and each turn asks another: two that were opened alike differ by 5 % for as long as they live, by where
-their weights came to lie.
+from round to round. Ratios are taken within a round, where both met the same machine. A file is opened
+several times and each turn asks one of them: two that were opened alike differ by 5 % while they live.
 """
 
 from __future__ import annotations

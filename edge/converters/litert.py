@@ -65,7 +65,7 @@ def describe(material: Material, *, folder: Path) -> FileFacts:
     interpreter = _watched(data)
     core = material.core
     return FileFacts(
-        packages(data),
+        packages(data, has_int16=any(each["dtype"] == np.int16 for each in interpreter.get_tensor_details())),
         (_described(core.input.name, interpreter.get_input_details()[0]),),
         (_described(core.output.name, interpreter.get_output_details()[0]),),
     )

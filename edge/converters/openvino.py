@@ -86,14 +86,19 @@ def import_nncf() -> ModuleType:
     By itself it reports every call to Google Analytics and leaves an identifier in the home folder; it
     does neither where the package it reports through is absent.
     """
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # how Python writes "absent"
+    _keep_quiet()
     import nncf
 
     module: ModuleType = nncf
     return module
 
 
+def _keep_quiet() -> None:
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # how Python writes "absent"
+
+
 def _float_model(material: Material) -> openvino.Model:
+    _keep_quiet()  # OpenVINO reports its import, too
     import openvino
 
     model = openvino.Core().read_model(core_graph(material.core).SerializeToString())

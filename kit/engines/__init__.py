@@ -9,6 +9,7 @@ is imported when that engine is opened.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -103,6 +104,10 @@ def open_engine(
     if engine not in ENGINES:
         raise InputError(f"there is no engine {engine!r}", hint=nearest(engine, ENGINES))
     module_name, package, extra = ENGINES[engine]
+    if engine == "openvino":
+        # By itself it reports its import to an analytics service and leaves an identifier in the home folder;
+        # it does neither where the package it reports through is absent.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

@@ -51,7 +51,10 @@ class LiteRT:
             left = n_rows - start
             program = next((each for each in self._programs if each.size <= left), self._programs[-1])
             taken = min(program.size, left)
-            answer = program.run({name: array[start : start + taken] for name, array in inputs.items()})
+            try:
+                answer = program.run({name: array[start : start + taken] for name, array in inputs.items()})
+            except RuntimeError as error:
+                raise InputError(f"litert fails on these rows: {str(error)[:300]}") from error
             for name, part in parts.items():
                 part.append(answer[name][:taken])
             start += taken

@@ -38,7 +38,8 @@ CHOSEN: dict[str, Any] = {
     "drop": 0.01,
     "agreement": 0.9825,
     "output_error": 0.0271,
-    "size_bytes": 109_233,
+    "size_bytes": 150_000,
+    "model_bytes": 109_233,
     "latency_ms": {"p50": 0.025, "p95": 0.0439},
     "memory_mb": 42.9,
     "load_s": 0.0124,
@@ -50,6 +51,7 @@ TARGET: dict[str, Any] = {
     **{"target": "litert-int8", "engine": "litert", "precision": "int8", "recipe": "int8-keep-2"},
     **{"metric": "accuracy", "n_rows": 400, "measured_in": "litert 2.3.0", "note": ""},
     **{key: CHOSEN[key] for key in ("value", "drop", "agreement", "output_error", "size_bytes")},
+    **{"model_bytes": 109_233, "float_bytes": 327_700},
     **{key: CHOSEN[key] for key in ("latency_ms", "memory_mb", "load_s", "passed", "reason")},
     "float_latency_ms": {"p50": 0.075, "p95": 0.0878},
     "bundle": "bundles/digits-litert-int8.bundle",
@@ -78,7 +80,7 @@ UNBUILT: dict[str, Any] = {
 SLOW: dict[str, Any] = {
     **TARGET,
     **{"target": "litert-int16x8", "precision": "int16x8", "recipe": "int16x8"},
-    **{"latency_ms": {"p50": 0.3, "p95": 0.4}, "size_bytes": 400_000, "note": "4 times slower than float32"},
+    **{"latency_ms": {"p50": 0.3, "p95": 0.4}, "model_bytes": 400_000, "note": "4 times slower than float32"},
     **{"drop": -0.005, "ladder": [], "confusion": None, "errors": None, "layers": []},
 }
 RUN: dict[str, Any] = {
@@ -146,6 +148,7 @@ def test_every_figure_of_a_target_stands_in_the_table(project: Project) -> None:
     assert "float ONNX 99.00 % - - 327.7 kB 0.041 0.092 - - reference" in text
     assert (
         "litert-int8 int8-keep-2 litert 2.3.0 98.00 % 0.01 worse 98.25 % 0.0271 109.2 kB 3.00x smaller "
+        "150.0 kB packed "
         "0.025 3.00x faster 0.0439 2.00x faster 42.9 0.0124 written cdcdcdcdcdcd"
     ) in text
 
@@ -153,7 +156,7 @@ def test_every_figure_of_a_target_stands_in_the_table(project: Project) -> None:
 def test_what_costs_more_than_float_says_so(project: Project) -> None:
     text = read(page_of(project))
     assert "0.005 better" in text
-    assert "400.0 kB 1.22x larger 0.3 4.00x slower 0.4 4.56x slower" in text
+    assert "400.0 kB 1.22x larger 150.0 kB packed 0.3 4.00x slower 0.4 4.56x slower" in text
     assert "4 times slower than float32" in text
 
 
@@ -260,7 +263,7 @@ def test_a_record_of_an_earlier_kit_is_shown_without_what_it_lacks(project: Proj
     project.write_record("export", "one", {**OLD_RUN, "targets": [OLD_TARGET]})
     page = report(project, ReportSettings()).path.read_text(encoding="utf-8")
     text = read(page)
-    assert "litert-int8 98.00 % 98.25 % 0.0271 109.2 kB 3.00x smaller 0.025 0.0439 written" in text
+    assert "litert-int8 98.00 % 98.25 % 0.0271 150.0 kB 0.025 0.0439 written" in text
     assert details_of(page) == []
     for absent in ("memory", "Measured on", "Calibrated", "Budgets:"):
         assert absent not in text, absent
