@@ -41,7 +41,7 @@ class Calibration:
     n_left_out: int
 
 
-def calibrate(core: Core, split: Split, *, n_rows: int, seed: int) -> Calibration:
+def calibrate(core: Core, split: Split, *, n_rows: int, seed: int, for_ranges: bool = True) -> Calibration:
     """Take calibration rows from the training rows, and check them.
 
     Args:
@@ -49,6 +49,7 @@ def calibrate(core: Core, split: Split, *, n_rows: int, seed: int) -> Calibratio
         split: The project's data.
         n_rows: How many to take, at least ``MIN_ROWS``.
         seed: Decides which, among rows of equal label.
+        for_ranges: Whether ranges will be taken from them; only then does their scale matter.
 
     Raises:
         InputError: There are too few rows, or ``check_rows`` refuses them.
@@ -59,7 +60,8 @@ def calibrate(core: Core, split: Split, *, n_rows: int, seed: int) -> Calibratio
     positions = np.flatnonzero(allowed)
     chosen = choose_rows(split.train.labels[positions], n_rows=n_rows, seed=seed)
     taken = np.ascontiguousarray(rows[positions[chosen]])
-    check_rows(taken, core.tensors(split.validation.tensors), name=core.input.name)
+    if for_ranges:
+        check_rows(taken, core.tensors(split.validation.tensors), name=core.input.name)
     check_overlap(taken, test)
     header = f"{taken.dtype.str} {list(taken.shape)}\n".encode()
     return Calibration(taken, sha256_bytes(header + taken.tobytes()), int(len(rows) - len(positions)))

@@ -19,7 +19,7 @@ from edge.attempt import Bench, Built, open_baseline
 from edge.job import Job, prepare_job
 from edge.ladder import BROKEN, Climb, Rung, climb
 from edge.layers import Layer
-from edge.listing import TargetList, list_targets, runnable
+from edge.listing import runnable
 from edge.measure import Figures, Latency, confusion, error_histogram, measure_latency
 from edge.recipes import Recipe, Target
 from edge.reproduce import Winner, require_same_bytes
@@ -131,15 +131,12 @@ class ExportReport:
             )
 
 
-def export(project: Project, settings: ExportSettings) -> ExportReport | TargetList:
+def export(project: Project, settings: ExportSettings) -> ExportReport:
     """Export a model version for every target asked for.
 
     Writes ``<output>/<name>-<target>.bundle`` for each target within its budgets, a page beside them, and a
     record under ``<state>/runs/export``. A target that fails leaves no bundle, not even an older one of
     that name, and does not stop the others: call ``require_passed`` on the report.
-
-    Returns:
-        The report; with ``list``, what this machine can build and run.
 
     Raises:
         InputError: The data is not what the model was trained on, or the calibration rows or
@@ -151,7 +148,9 @@ def export(project: Project, settings: ExportSettings) -> ExportReport | TargetL
         UnavailableError: The disk is full or cannot be written.
     """
     if settings.list:
-        return list_targets()
+        raise SettingsError(
+            "[export] list = true stands in kit.toml, where it exports nothing", hint="take it out"
+        )
     if settings.model is None:
         raise SettingsError(
             "no model version is named", hint=f"kit export {project.name}, or kit export --list"
@@ -162,7 +161,7 @@ def export(project: Project, settings: ExportSettings) -> ExportReport | TargetL
     project.signing_key()  # a missing one is said before anything is built
     version_record, version = project.open_version(settings.model)
     with tempfile.TemporaryDirectory(prefix="kit-export-") as name:
-        job = prepare_job(project, settings, version=version, work=Path(name))
+        job = prepare_job(project, settings, version=version, targets=targets, work=Path(name))
         results = []
         for number, target in enumerate(targets, start=1):
             _log.info("target %d of %d: %s", number, len(targets), target.name)
@@ -173,7 +172,7 @@ def export(project: Project, settings: ExportSettings) -> ExportReport | TargetL
             require_same_bytes(project, settings, winners)
             _log.info("built again in another process: %d bundles, the same bytes", len(winners))
     model = f"{version.name}@{version_record.number}"
-    facts = _facts(model, version.digest, reference, results, job)
+    facts = _facts(model, version.digest, reference, results, job, folder=project.folder)
     identity = f"{version.name}-{version.digest[:12]}-{sha256_bytes(canonical_json(facts['settings']))[:8]}"
     record = project.write_record("export", identity, facts)
     page = _write_page(project, facts, output / f"{version.name}-export.html")
@@ -348,9 +347,9 @@ def _write_page(project: Project, facts: dict[str, Any], path: Path) -> Path | N
 
 
 def _facts(
-    model: str, digest: str, reference: Reference, results: list[TargetResult], job: Job
+    model: str, digest: str, reference: Reference, results: list[TargetResult], job: Job, *, folder: Path
 ) -> dict[str, Any]:
-    """Give the record's content."""
+    """Give the record's content; bundles are named from the project's folder, where they lie below it."""
     machine = this_machine()
     return {
         "model": model,
@@ -373,12 +372,15 @@ def _facts(
             "size_bytes": reference.size_bytes,
             "latency_ms": reference.latency.to_json(),
         },
-        "targets": [_target_facts(result) for result in results],
+        "targets": [_target_facts(result, folder) for result in results],
     }
 
 
-def _target_facts(result: TargetResult) -> dict[str, Any]:
+def _target_facts(result: TargetResult, folder: Path) -> dict[str, Any]:
     figures = result.figures
+    bundle = result.bundle
+    if bundle is not None and bundle.is_relative_to(folder):
+        bundle = bundle.relative_to(folder)
     return {
         "target": result.target,
         "engine": result.engine,
@@ -393,7 +395,7 @@ def _target_facts(result: TargetResult) -> dict[str, Any]:
         "note": result.note,
         "passed": result.passed,
         "reason": result.reason,
-        "bundle": result.bundle and str(result.bundle),
+        "bundle": bundle and str(bundle),
         "bundle_digest": result.digest,
         "ladder": [
             {

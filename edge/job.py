@@ -6,12 +6,14 @@ It knows no target and measures nothing.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge.calibrate import Calibration, calibrate
 from edge.core import Core, Material, core_of
 from edge.measure import Budgets, answer_all, output_scale
+from edge.recipes import Target
 from kit.data import load
 from kit.engines import open_engine
 from kit.lineage import require_same_rows
@@ -73,13 +75,21 @@ class Job:
         )
 
 
-def prepare_job(project: Project, settings: ExportSettings, *, version: ModelVersion, work: Path) -> Job:
+def prepare_job(
+    project: Project,
+    settings: ExportSettings,
+    *,
+    version: ModelVersion,
+    targets: Sequence[Target],
+    work: Path,
+) -> Job:
     """Read the data, take calibration rows and ask the reference.
 
     Args:
         project: Whose model it is.
         settings: What was asked for.
         version: The version, verified.
+        targets: What is to be built.
         work: A folder that lives as long as the export.
 
     Raises:
@@ -91,7 +101,13 @@ def prepare_job(project: Project, settings: ExportSettings, *, version: ModelVer
     core = core_of(version)
     split = load(project)
     require_same_rows(project, version, split)
-    calibration = calibrate(core, split, n_rows=settings.calibration_rows, seed=project.settings.data.seed)
+    calibration = calibrate(
+        core,
+        split,
+        n_rows=settings.calibration_rows,
+        seed=project.settings.data.seed,
+        for_ranges=any(target.takes_ranges for target in targets),
+    )
     if calibration.n_left_out:
         _log.warning("%d training rows are test rows too and were left out", calibration.n_left_out)
     # One thread wherever answers are compared: sums in another order would change the manifest.

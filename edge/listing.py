@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from edge.recipes import Target
 from edge.targets import TARGETS, is_installed, runs_here
 from kit.errors import install_line
+from kit.settings import ExportSettings
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,13 @@ class TargetList:
     targets: tuple[TargetEntry, ...]
 
 
-def list_targets() -> TargetList:
-    """Look at what is installed here, importing none of it."""
+def list_targets(settings: ExportSettings | None = None) -> TargetList:
+    """Look at what is installed here, importing none of it.
+
+    Args:
+        settings: Those of the command, which do not matter to it.
+    """
+    del settings
     return TargetList(tuple(_entry(target) for target in TARGETS.values()))
 
 

@@ -112,6 +112,11 @@ class Target:
     faster: bool = False
     gpu: bool = False
 
+    @property
+    def takes_ranges(self) -> bool:
+        """Whether one of its recipes takes ranges from calibration rows."""
+        return any(recipe.calibrates for recipe in self.ladder)
+
 
 @dataclass(frozen=True)
 class Runtime:

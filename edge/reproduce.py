@@ -98,9 +98,11 @@ def main() -> int:
     _, version = project.open_version(settings.model or "")
     digests = {}
     with tempfile.TemporaryDirectory(prefix="kit-export-") as name:
-        job = prepare_job(project, settings, version=version, work=Path(name))
+        targets = {each["target"]: find_target(each["target"]) for each in asked["winners"]}
+        work = Path(name)
+        job = prepare_job(project, settings, version=version, targets=list(targets.values()), work=work)
         for each in asked["winners"]:
-            bench = Bench(job, find_target(each["target"]), baseline=None)
+            bench = Bench(job, targets[each["target"]], baseline=None)
             digests[each["target"]] = bench.pack(Recipe(**each["recipe"]), tuple(each["kept"])).digest
     sys.stdout.write(json.dumps(digests) + "\n")
     return 0

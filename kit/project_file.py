@@ -6,6 +6,8 @@ one between sections.
 
 from __future__ import annotations
 
+import difflib
+import re
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,6 +48,8 @@ COSTS = ("latency", "size")
 
 #: Stands for a required argument while a section is checked alone; every such field accepts it.
 _PLACEHOLDER = "path:-"
+
+_WORD = re.compile(r"'([^']*)'")
 
 
 def read_project_file(path: Path) -> ProjectFile:
@@ -156,7 +160,19 @@ def _sentence(cls: type[Settings], error: ValidationError, *, where: str) -> Set
     # A field that takes one of several kinds of value is found wrong once for each of them.
     rules = [_rule(each) for each in findings if _place(each["loc"]) == place]
     said = " or ".join(dict.fromkeys(rules))
+    if finding["type"] == "literal_error":
+        hint = _meant(str(finding["input"]), finding) or hint
     return SettingsError(f"{where}: {place} = {finding['input']!r}, but it should {said}", hint=hint)
+
+
+def _meant(value: str, finding: Any) -> str:
+    """Say which of a field's words was probably meant; empty when none is near."""
+    words = _WORD.findall(str(finding["ctx"]["expected"]))
+    parts = [each.strip() for each in value.split(",")]
+    if len(parts) > 1 and set(parts) <= set(words):
+        return "give each its own flag, or in kit.toml write a list"
+    close = difflib.get_close_matches(value, words, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def _rule(finding: Any) -> str:

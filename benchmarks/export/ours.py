@@ -12,7 +12,7 @@ from typing import Any
 from subjects import Subject
 
 from edge.bundling.parts import unpack_bundle
-from edge.export import ExportReport, TargetResult, export
+from edge.export import TargetResult, export
 from edge.targets import TARGETS, find_target
 from kit.engines import Engine
 from kit.errors import KitError
@@ -77,7 +77,6 @@ def export_bundles(subject: Subject, targets: list[str], *, folder: Path) -> dic
         report = export(subject.project, settings)
     except KitError as error:
         return {name: Bundle(name, None, error.message) for name in targets}
-    assert isinstance(report, ExportReport)
     return {result.target: _opened(subject, result, folder) for result in report.targets}
 
 

@@ -120,8 +120,9 @@ def _float_model(material: Material) -> bytes:
     module = torch.export.load(program).module()
     converter: Any = litert_torch
     for size in material.batch_sizes:
-        zeros = torch.zeros((size, *material.calibration.shape[1:]), dtype=_torch_dtype(material))
-        converter = converter.signature(f"batch_{size}", module, (zeros,))
+        # Real rows: what a table or an index may not hold, zeros among them, stops the tracing.
+        rows = np.resize(material.calibration, (size, *material.calibration.shape[1:]))
+        converter = converter.signature(f"batch_{size}", module, (torch.from_numpy(rows),))
     try:
         converter.convert().export(str(kept))
     except Exception as error:  # the converter's layers raise whatever they like about a user's network
@@ -148,12 +149,6 @@ def _require_kernels(model: bytes) -> None:
         raise InputError(
             f"LiteRT has no kernel for what the network does{where}: {said[:200]}; {_OTHERS}"
         ) from error
-
-
-def _torch_dtype(material: Material) -> Any:
-    import torch
-
-    return getattr(torch, str(material.calibration.dtype))
 
 
 def _named(error: Exception) -> str:

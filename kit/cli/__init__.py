@@ -161,8 +161,9 @@ def _call(command: Command, parsed: argparse.Namespace) -> Any:
 
     cls = command.load_settings()
     flags = given(parsed, cls)
-    if not command.needs_project:
-        return command.load_run()(build(cls, flags, where=f"kit {command.name}"))
+    alone = command.load_alone(flags) if command.needs_project else command.load_run()
+    if alone is not None:
+        return alone(build(cls, flags, where=f"kit {command.name}"))
     from kit.project import Project
 
     project = Project.open(parsed.project)

@@ -6,7 +6,7 @@ Only names stand here, so ``kit --help`` imports nothing heavy.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ class Command:
         show: ``module:function`` in ``kit.cli.show`` that prints its result.
         needs_project: Whether it runs inside a project's folder.
         announces: Whether it has something to say before it ends; it is given ``announce``.
+        alone: Flag to the ``module:function`` that runs instead, without a project, where it is given.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Command:
     show: str
     needs_project: bool = True
     announces: bool = False
+    alone: tuple[str, str] | None = None
 
     def load_settings(self) -> Any:
         """Import the settings class."""
@@ -39,15 +41,23 @@ class Command:
 
     def load_run(self) -> Callable[..., Any]:
         """Import the function that does the work."""
-        module, _, name = self.run.partition(":")
-        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-        return function
+        return _load(self.run)
+
+    def load_alone(self, flags: Mapping[str, Any]) -> Callable[..., Any] | None:
+        """Import the function that takes settings alone, where the flag that asks for it is given."""
+        return _load(self.alone[1]) if self.alone and flags.get(self.alone[0]) else None
 
     def load_show(self) -> Callable[[Any], None]:
         """Import the function that prints the result."""
         module, _, name = self.show.partition(":")
         function: Callable[[Any], None] = getattr(importlib.import_module(f"kit.cli.show.{module}"), name)
         return function
+
+
+def _load(place: str) -> Callable[..., Any]:
+    module, _, name = place.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -122,7 +132,12 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command("query", "ask an endpoint", "QuerySettings", "kit.query:query", "running:query"),
     Command(
-        "export", "build and measure INT8 bundles", "ExportSettings", "edge.export:export", "exporting:export"
+        "export",
+        "build and measure INT8 bundles",
+        "ExportSettings",
+        "edge.export:export",
+        "exporting:export",
+        alone=("list", "edge.listing:list_targets"),
     ),
     Command(
         "bundle", "show, verify and compare bundles", "BundleSettings", "edge.bundle:bundle", "bundles:bundle"

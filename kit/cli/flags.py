@@ -166,4 +166,6 @@ def _typed(name: str, value: Any, field: FieldInfo) -> Any:
         word = {"int": "a whole number", "float": "a number"}.get(kind.__name__, kind.__name__)
         more = [each.strip("`") for each in _kinds(field.annotation) if each.startswith("`")]
         word = " or ".join([word, *more])
-        raise SettingsError(f"--{name.replace('_', '-')} {value}: {word} is expected") from error
+        flag = f"--{name.replace('_', '-')}"
+        hint = f"give each its own {flag}" if "," in value and _is_list(field) else None
+        raise SettingsError(f"{flag} {value}: {word} is expected", hint=hint) from error

@@ -110,7 +110,7 @@ def open_engine(
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, SystemError) as error:  # SystemError: tflite-runtime 2.14 beside numpy 2
         raise MissingDependencyError(
             f"engine {engine!r} needs {package}, which cannot be imported here: {error}",
             hint=install_line(extra),

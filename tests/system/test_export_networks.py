@@ -76,7 +76,6 @@ def exported(project: Project, **settings: object) -> ExportReport:
         **settings,
     }
     report = export(project, ExportSettings(model="small", **chosen))  # type: ignore[arg-type]
-    assert isinstance(report, ExportReport)
     return report
 
 

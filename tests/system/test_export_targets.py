@@ -15,8 +15,9 @@ import pytest
 
 from edge.bundling.parts import unpack_bundle
 from edge.export import ExportReport, TargetResult, export
-from edge.listing import TargetList, runnable
+from edge.listing import list_targets, runnable
 from edge.targets import TARGETS
+from kit.cli import main
 from kit.data import load
 from kit.errors import InputError, NotFoundError, SettingsError, UnavailableError
 from kit.files import read_json
@@ -50,7 +51,6 @@ def every(project: Project) -> ExportReport:
             explain=True,
         ),
     )
-    assert isinstance(report, ExportReport)
     return report
 
 
@@ -148,12 +148,21 @@ def test_the_runtime_of_old_devices_answers_rightly_or_refuses(every: ExportRepo
 
 
 def test_a_list_says_what_can_be_built_and_run(project: Project) -> None:
-    listed = export(project, ExportSettings(list=True))
-    assert isinstance(listed, TargetList)
+    listed = list_targets()
     assert [entry.name for entry in listed.targets] == list(TARGETS)
     assert set(CPU_TARGETS) <= set(runnable())
     lacking = [entry for entry in listed.targets if not entry.runs]
     assert all("to run: an NVIDIA GPU and tensorrt" in entry.why for entry in lacking)
+
+
+def test_the_list_needs_no_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines if line.startswith(tuple(TARGETS))} >= set(TARGETS)
+    assert max(map(len, lines)) <= 100
 
 
 def test_several_batch_sizes_stand_in_one_file(project: Project, tmp_path: Path) -> None:
@@ -161,7 +170,6 @@ def test_several_batch_sizes_stand_in_one_file(project: Project, tmp_path: Path)
         model="digits", target=("litert-int8",), batch_sizes=(8, 1), output="sizes", max_slowdown=100.0
     )
     report = export(project, settings)
-    assert isinstance(report, ExportReport)
     report.require_passed()
     folder = opened(project, report.targets[0], tmp_path / "b")
     assert read_json(folder / "manifest.json")["batch_sizes"] == [1, 8]
@@ -179,7 +187,6 @@ def test_a_file_may_read_and_answer_8_bits(project: Project, tmp_path: Path) -> 
         model="digits", target=("litert-int8",), io="int8", output="bits", max_slowdown=100.0
     )
     report = export(project, settings)
-    assert isinstance(report, ExportReport)
     report.require_passed()
     folder = opened(project, report.targets[0], tmp_path / "b")
     tensors = read_json(folder / "manifest.json")["tensors"]
@@ -193,7 +200,6 @@ def test_a_budget_that_cannot_be_met_tries_every_recipe_and_says_why(project: Pr
         model="digits", target=("onnx-int8",), output="strict", max_output_error=0.00001, max_slowdown=100.0
     )
     report = export(project, settings)
-    assert isinstance(report, ExportReport)
     (result,) = report.targets
     assert not result.passed
     tried = [rung.recipe.name for rung in result.ladder]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _MAX_LAYERS = 5
 _MAX_KEPT = 4
+_MAX_RECIPES = 3
 
 
 def export(result: ExportReport | TargetList) -> None:
@@ -29,12 +30,17 @@ def export(result: ExportReport | TargetList) -> None:
 
 def _targets(listed: TargetList) -> None:
     table(
-        ("target", "builds", "runs", "files", "recipes, the first within budget wins", "why not"),
-        [
-            (each.name, each.builds, each.runs, ", ".join(each.files), ", ".join(each.recipes), each.why)
-            for each in listed.targets
-        ],
+        ("target", "builds", "runs", "recipes, the first within budget wins"),
+        [(each.name, each.builds, each.runs, _few(each.recipes)) for each in listed.targets],
     )
+    missing = [f"{each.name}: {each.why}" for each in listed.targets if each.why]
+    if missing:
+        print("\n" + "\n".join(missing))
+
+
+def _few(recipes: Sequence[str]) -> str:
+    more = f" and {len(recipes) - _MAX_RECIPES} more" if len(recipes) > _MAX_RECIPES else ""
+    return f"{', '.join(recipes[:_MAX_RECIPES])}{more}"
 
 
 def _measured(report: ExportReport) -> None:
@@ -81,8 +87,14 @@ def _row(each: TargetResult) -> tuple[Any, ...]:
         _factor(figures.float_bytes, figures.model_bytes) if figures else None,
         figures.latency.p50_ms if figures and figures.latency else None,
         _factor(figures.slowdown and 1.0, figures.slowdown) if figures else None,
-        near(each.bundle) if each.bundle else "NOT WRITTEN",
+        _written(each),
     )
+
+
+def _written(each: TargetResult) -> str:
+    if each.bundle is None or each.figures is None:
+        return "NOT WRITTEN"
+    return f"{near(each.bundle)}, {kilobytes(each.figures.size_bytes)} kB"
 
 
 def _factor(before: float | None, after: float | None) -> str | None:
