@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit import event_log
+from kit import alias_history
+from kit.alias_history import digest_text
 from kit.errors import ConflictError, InputError, NotFoundError, UnavailableError, VerificationError, nearest
-from kit.event_log import Event, digest_text
+from kit.event_log import Event, EventLog
 from kit.files import canonical_json
 from kit.reference import CHAMPION, Reference, check_alias_name, check_model_name, parse_reference
 
@@ -37,6 +38,7 @@ _FORMAT = 1
 _OUTSIDE = ("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_IOERR")
 _RESTORE_HINT = "restore it from a copy"
 _DAMAGED_RECORD = "the registry's record of {} is damaged"
+_LOG = EventLog("registry", "model")
 _SCHEMA = f"""
 CREATE TABLE versions (
     model TEXT NOT NULL, number INTEGER NOT NULL, digest TEXT NOT NULL, uri TEXT NOT NULL,
@@ -45,7 +47,7 @@ CREATE TABLE versions (
 CREATE TABLE aliases (
     model TEXT NOT NULL, alias TEXT NOT NULL, digest TEXT NOT NULL,
     PRIMARY KEY (model, alias), FOREIGN KEY (model, digest) REFERENCES versions (model, digest));
-{event_log.SCHEMA.strip()}
+{_LOG.schema.strip()}
 CREATE TRIGGER versions_update BEFORE UPDATE ON versions
     BEGIN SELECT RAISE(ABORT, 'versions are immutable'); END;
 CREATE TRIGGER versions_delete BEFORE DELETE ON versions
@@ -121,7 +123,7 @@ class Registry:
             if known:
                 return known[0]
             number = _last_number(db, model) + 1
-            at_ns = event_log.append(db, "register", model=model, body=body | {"number": number})
+            at_ns = _LOG.append(db, "register", subject=model, body=body | {"number": number})
             values = (model, number, digest, uri, at_ns, text)
             db.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?)", values)
             record = _resolve(db, Reference(model, number=number))
@@ -221,9 +223,9 @@ class Registry:
         check_alias_name(alias)
         with self._transaction("BEGIN IMMEDIATE") as db:
             current = _resolve(db, Reference(model, alias=alias))
-            events = event_log.read_events(db)
-            event_log.check_chain(events, path=self.path)
-            history = event_log.histories(events).get((model, alias), [])
+            events = _LOG.read(db)
+            _LOG.check_chain(events, path=self.path)
+            history = alias_history.histories(events).get((model, alias), [])
             if not history or history[-1] != current.digest:
                 raise VerificationError(
                     f"{model}@{alias} is {current.digest} but the log of {self.path} does not say so",
@@ -253,7 +255,7 @@ class Registry:
         with self._transaction("BEGIN") as db:
             if model is not None:
                 _check_known(db, model)
-            return [event for event in event_log.read_events(db) if model in (None, event.model)]
+            return [event for event in _LOG.read(db) if model in (None, event.subject)]
 
     def verify_log(self) -> Event | None:
         """Check that every log entry is untouched and that versions and aliases are what the log made them.
@@ -273,8 +275,8 @@ class Registry:
             found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if found != "ok":
                 raise VerificationError(f"the registry {self.path} is damaged: {found}", hint=_RESTORE_HINT)
-            events = event_log.read_events(db)
-            event_log.check_chain(events, path=self.path)
+            events = _LOG.read(db)
+            _LOG.check_chain(events, path=self.path)
             versions = {
                 (record.model, record.number): [
                     *(record.registered_ns, record.digest, record.uri, record.summary)
@@ -284,7 +286,7 @@ class Registry:
             aliases = {
                 (row[0], row[1]): row[2] for row in db.execute("SELECT model, alias, digest FROM aliases")
             }
-            event_log.check_tables(events, versions=versions, aliases=aliases, path=self.path)
+            alias_history.check_tables(events, versions=versions, aliases=aliases, path=self.path)
         return events[-1] if events else None
 
     def _exists(self) -> bool:
@@ -387,7 +389,7 @@ def _records(db: sqlite3.Connection, where: str, *values: Any) -> list[VersionRe
         texts = (model, digest, uri, aliases or "")
         if not all(isinstance(value, str) for value in texts) or not _is_count(number):
             raise VerificationError(_DAMAGED_RECORD.format(f"{model}@{number}"), hint=_RESTORE_HINT)
-        summary = event_log.json_object(text, owner=f"{model}@{number}")
+        summary = _LOG.json_object(text, of=f"{model}@{number}")
         names = tuple(sorted(aliases.split(","))) if aliases else ()
         records.append(VersionRecord(model, number, digest, uri, registered_ns, summary, names))
     return records
@@ -467,5 +469,5 @@ def _move_alias(
         (record.model, alias, record.digest),
     )
     body = {"alias": alias, "number": record.number, "digest": record.digest, "previous": previous}
-    event_log.append(db, kind, model=record.model, body=body)
+    _LOG.append(db, kind, subject=record.model, body=body)
     return _resolve(db, Reference(record.model, number=record.number))

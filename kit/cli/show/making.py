@@ -242,7 +242,7 @@ def models(result: ModelsResult) -> None:
                     event.seq,
                     when(event.at_ns),
                     event.kind,
-                    event.model,
+                    event.subject,
                     ", ".join(
                         f"{key} {_short(event.body[key])}"
                         for key in ("number", "alias", "digest", "previous")
