@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.fleet import rollout
+from edge.fleet import plan, rollout
+from edge.fleet.plan import Plan
 from edge.fleet.rollout import (
     ABORTED,
     CONFIRMED,
@@ -21,7 +22,6 @@ from edge.fleet.rollout import (
     SILENT,
     STOPPED,
     WAITING,
-    Plan,
     Rollout,
     Seen,
     step,
@@ -29,11 +29,11 @@ from edge.fleet.rollout import (
 from kit.errors import ConflictError, InputError
 
 NEW, OLD = "n" * 64, "a" * 64
-PLAN = Plan(rollout.parse_waves("1,10%,50%,100%"), Fraction(95, 100), Fraction(2, 100), silence_s=1800.0)
+PLAN = Plan(plan.parse_waves("1,10%,50%,100%"), Fraction(95, 100), Fraction(2, 100), silence_s=1800.0)
 
 
-def started(n_devices: int, *, plan: Plan = PLAN) -> Rollout:
-    return Rollout("r", NEW, plan, rollout.in_order((f"d{each}" for each in range(n_devices)), salt=NEW))
+def started(n_devices: int, *, told: Plan = PLAN) -> Rollout:
+    return Rollout("r", NEW, told, plan.in_order((f"d{each}" for each in range(n_devices)), salt=NEW))
 
 
 def seen_of(made: Rollout, *, heard_s: float = 0.0, **per_device: Seen) -> dict[str, Seen]:
@@ -53,7 +53,7 @@ def confirm(made: Rollout, seen: dict[str, Seen], *, now_s: float) -> dict[str, 
     [("1,10%,50%,100%", [1, 100, 500, 1000]), ("100%", [1000]), ("5, 20, 100%", [5, 20, 1000])],
 )
 def test_waves_are_numbers_and_shares(text: str, sizes: list[int]) -> None:
-    waves = rollout.parse_waves(text)
+    waves = plan.parse_waves(text)
     assert [wave.bound(1000) for wave in waves] == sizes
     assert ",".join(map(str, waves)) == text.replace(" ", "")
 
@@ -64,30 +64,30 @@ def test_waves_are_numbers_and_shares(text: str, sizes: list[int]) -> None:
 )
 def test_waves_that_leave_somebody_out_or_shrink_are_refused(text: str) -> None:
     with pytest.raises(InputError) as caught:
-        rollout.parse_waves(text)
+        plan.parse_waves(text)
     assert caught.value.hint
 
 
 def test_a_duration_and_a_share_are_read_or_refused() -> None:
-    assert [rollout.parse_duration_s(each) for each in ("90s", "30m", "1.5h", "2d")] == [
+    assert [plan.parse_duration_s(each) for each in ("90s", "30m", "1.5h", "2d")] == [
         90,
         1800,
         5400,
         172_800,
     ]
-    assert rollout.parse_share("99.5%") == Fraction(199, 200)
+    assert plan.parse_share("99.5%") == Fraction(199, 200)
     for text in ("30", "m", "-1m", "1w", ""):
         with pytest.raises(InputError):
-            rollout.parse_duration_s(text)
+            plan.parse_duration_s(text)
     for text in ("95", "101%", "-1%", ""):
         with pytest.raises(InputError):
-            rollout.parse_share(text)
+            plan.parse_share(text)
 
 
 @given(st.sets(st.text(min_size=1, max_size=8), min_size=1, max_size=60), st.integers(0, 3))
 def test_raising_a_wave_never_moves_a_device(devices: set[str], wave: int) -> None:
-    made = Rollout("r", NEW, PLAN, rollout.in_order(devices, salt=NEW))
-    assert made.order == rollout.in_order(sorted(devices), salt=NEW)
+    made = Rollout("r", NEW, PLAN, plan.in_order(devices, salt=NEW))
+    assert made.order == plan.in_order(sorted(devices), salt=NEW)
     there = rollout.reached(made, wave=wave)
     assert len(there) >= 1
     for larger in range(wave, 4):
@@ -118,7 +118,7 @@ def test_a_rollout_that_every_device_confirms_ends_done() -> None:
 
 def test_a_wave_waits_for_its_share_and_not_for_the_rest() -> None:
     made = started(
-        10, plan=dataclasses.replace(PLAN, waves=rollout.parse_waves("100%"), success=Fraction(8, 10))
+        10, told=dataclasses.replace(PLAN, waves=plan.parse_waves("100%"), success=Fraction(8, 10))
     )
     made, _ = step(made, seen_of(made), now_s=0)
     some = dict.fromkeys(made.order[:7], Seen(1, NEW))
@@ -152,8 +152,8 @@ def test_a_few_errors_say_nothing() -> None:
 
 
 def test_few_errors_of_each_of_many_devices_stop_a_wave() -> None:
-    plan = dataclasses.replace(PLAN, waves=rollout.parse_waves("100%"), soak_s=600.0)
-    made, _ = step(started(20, plan=plan), seen_of(started(20)), now_s=0)
+    told = dataclasses.replace(PLAN, waves=plan.parse_waves("100%"), soak_s=600.0)
+    made, _ = step(started(20, told=told), seen_of(started(20)), now_s=0)
     seen = dict.fromkeys(made.order, Seen(1, NEW, answers=10, errors=1))
     made, _ = step(made, seen, now_s=1)
     assert made.status == STOPPED
@@ -176,8 +176,8 @@ def test_a_device_that_asks_and_never_confirms_does_not_hold_the_rollout_up() ->
 
 
 def test_a_device_that_falls_silent_after_it_confirmed_counts_as_failed() -> None:
-    plan = dataclasses.replace(PLAN, waves=rollout.parse_waves("100%"), soak_s=3600.0)
-    made, _ = step(started(1, plan=plan), seen_of(started(1)), now_s=0)
+    told = dataclasses.replace(PLAN, waves=plan.parse_waves("100%"), soak_s=3600.0)
+    made, _ = step(started(1, told=told), seen_of(started(1)), now_s=0)
     made, _ = step(made, {"d0": Seen(10, NEW)}, now_s=10)
     assert made.members["d0"].outcome == CONFIRMED
     made, _ = step(made, {"d0": Seen(10, NEW)}, now_s=1811)
@@ -185,10 +185,10 @@ def test_a_device_that_falls_silent_after_it_confirmed_counts_as_failed() -> Non
 
 
 def test_a_soak_starts_again_when_the_share_is_lost() -> None:
-    plan = dataclasses.replace(
-        PLAN, waves=rollout.parse_waves("100%"), success=Fraction(1, 2), soak_s=60.0, silence_s=1e6
+    told = dataclasses.replace(
+        PLAN, waves=plan.parse_waves("100%"), success=Fraction(1, 2), soak_s=60.0, silence_s=1e6
     )
-    made, _ = step(started(2, plan=plan), seen_of(started(2)), now_s=0)
+    made, _ = step(started(2, told=told), seen_of(started(2)), now_s=0)
     one = made.order[0]
     made, _ = step(made, seen_of(made, **{one: Seen(0, NEW)}), now_s=10)
     assert made.soaking_s == 10
@@ -202,8 +202,8 @@ def test_a_soak_starts_again_when_the_share_is_lost() -> None:
 
 
 def test_a_device_that_comes_and_goes_counts_once() -> None:
-    plan = dataclasses.replace(PLAN, waves=rollout.parse_waves("100%"), success=Fraction(1, 2))
-    made, _ = step(started(4, plan=plan), seen_of(started(4)), now_s=0)
+    told = dataclasses.replace(PLAN, waves=plan.parse_waves("100%"), success=Fraction(1, 2))
+    made, _ = step(started(4, told=told), seen_of(started(4)), now_s=0)
     failing = made.order[0]
     for now_s in range(10):
         runs = Seen(now_s, NEW) if now_s % 2 else Seen(now_s, OLD, rejected={NEW: "golden rows"})
@@ -213,14 +213,14 @@ def test_a_device_that_comes_and_goes_counts_once() -> None:
 
 
 def test_a_silent_device_that_confirms_late_is_counted_as_confirmed() -> None:
-    plan = dataclasses.replace(PLAN, waves=rollout.parse_waves("100%"), success=Fraction(1, 2))
-    made, _ = step(started(4, plan=plan), seen_of(started(4)), now_s=0)
+    told = dataclasses.replace(PLAN, waves=plan.parse_waves("100%"), success=Fraction(1, 2))
+    made, _ = step(started(4, told=told), seen_of(started(4)), now_s=0)
     late = made.order[0]
     soon = {device: Seen(2000, NEW) for device in made.order[1:2]}
     waiting = {device: Seen(2000, OLD) for device in made.order[2:]}
     made, _ = step(made, {**soon, **waiting, late: Seen(0, OLD)}, now_s=100)
     assert rollout.count(made.members).silent == 0
-    held = dataclasses.replace(made, plan=dataclasses.replace(plan, success=Fraction(1, 4), soak_s=1e6))
+    held = dataclasses.replace(made, plan=dataclasses.replace(told, success=Fraction(1, 4), soak_s=1e6))
     held, _ = step(held, {**soon, **waiting, late: Seen(0, OLD)}, now_s=2000)
     assert held.members[late].outcome == SILENT
     held, _ = step(held, {**soon, **waiting, late: Seen(2100, NEW)}, now_s=2100)
@@ -267,8 +267,8 @@ def test_any_fleet_brings_a_rollout_to_its_right_end(
     fates: list[str], waves: str, success: int, seed: int
 ) -> None:
     """It ends: done with its share confirmed, stopped with it out of reach; counts never overlap."""
-    plan = Plan(rollout.parse_waves(waves), Fraction(success, 100), Fraction(2, 100), silence_s=10.0)
-    made = started(len(fates), plan=plan)
+    told = Plan(plan.parse_waves(waves), Fraction(success, 100), Fraction(2, 100), silence_s=10.0)
+    made = started(len(fates), told=told)
     fate = {f"d{each}": what for each, what in enumerate(fates)}
     chance = random.Random(seed)
     seen = seen_of(made)
@@ -292,12 +292,12 @@ def test_any_fleet_brings_a_rollout_to_its_right_end(
     assert not made.live
     good = sum(fate[device] in ("good", "flap") for device in made.order)
     if made.status == DONE:
-        assert counted.confirmed >= plan.success * len(fates)
-        assert good >= plan.success * len(fates)
+        assert counted.confirmed >= told.success * len(fates)
+        assert good >= told.success * len(fates)
     else:
         there = rollout.reached(made, wave=made.wave)
         bad = sum(fate[device] not in ("good", "flap") for device in there)
-        assert bad > len(there) - plan.success * len(there)
+        assert bad > len(there) - told.success * len(there)
 
 
 def _next(fate: str, now_s: int, chance: random.Random, *, before: Seen) -> Seen:
