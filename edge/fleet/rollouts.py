@@ -6,13 +6,13 @@ reads it first, so of two operators one is told what the other has done.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import secrets
 import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from edge.fleet import rollout as deciding
 from edge.fleet.enrolment import PULL
@@ -250,7 +250,7 @@ def _save(db: sqlite3.Connection, before: Rollout, after: Rollout) -> None:
     )
 
 
-def _kept(db: sqlite3.Connection, row: tuple[object, ...]) -> Kept:
+def _kept(db: sqlite3.Connection, row: tuple[Any, ...]) -> Kept:
     (name, group, digest, plan, order, status, wave, soaking_s, paused_s, reason, began_ns, ended_ns) = row
     members = {
         device: Member(released_s, outcome, why, before)
@@ -258,18 +258,19 @@ def _kept(db: sqlite3.Connection, row: tuple[object, ...]) -> Kept:
             "SELECT device, released_s, outcome, reason, before FROM members WHERE rollout = ?", (name,)
         )
     }
-    made = Rollout(
-        id=str(name),
-        digest=str(digest),
-        plan=Plan.from_json(json.loads(str(plan))),
-        order=tuple(json.loads(str(order))),
-    )
-    standing = dataclasses.replace(
-        made,
-        **{"status": status, "wave": wave, "soaking_s": soaking_s, "paused_s": paused_s, "reason": reason},
+    standing = Rollout(
+        id=name,
+        digest=digest,
+        plan=Plan.from_json(json.loads(plan)),
+        order=tuple(json.loads(order)),
+        status=status,
+        wave=wave,
         members=members,
+        soaking_s=soaking_s,
+        paused_s=paused_s,
+        reason=reason,
     )
-    return Kept(standing, str(group), int(str(began_ns)), None if ended_ns is None else int(str(ended_ns)))
+    return Kept(standing, group, began_ns, ended_ns)
 
 
 def _seen(db: sqlite3.Connection, rollout: Rollout, group: str) -> dict[str, Seen]:

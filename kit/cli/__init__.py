@@ -188,6 +188,7 @@ _EXTRAS: dict[str, str] = {
     "export": "ai_edge_quantizer litert_torch nncf",
     "openvino": "openvino",
     "redis": "redis",
+    "fleet": "starlette uvicorn",
 }
 
 

@@ -147,6 +147,21 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command("flash", "put a bundle on a device", "FlashSettings", "edge.flash:flash", "running:flash"),
     Command(
+        "devices",
+        "list, show, add and remove devices",
+        "DevicesSettings",
+        "edge.fleet.devices:devices",
+        "fleet:devices",
+    ),
+    Command(
+        "fleet",
+        "serve devices and roll bundles out to them",
+        "FleetSettings",
+        "edge.fleet.command:fleet",
+        "fleet:fleet",
+        announces=True,
+    ),
+    Command(
         "submit",
         "run a command on a cluster",
         "SubmitSettings",

@@ -16,6 +16,7 @@ from kit.settings.batch import ClusterSettings, PredictSettings, RunsSettings, S
 from kit.settings.data import DataSettings, InputSettings
 from kit.settings.evaluation import EvaluateSettings, GatesSettings
 from kit.settings.fields import CommandSettings, EngineName, Metric, Name, Settings, TargetName, is_marked
+from kit.settings.fleet import DevicesSettings, FleetSettings
 from kit.settings.prepare import (
     DuplicatesSettings,
     FeatureSettings,
@@ -93,6 +94,7 @@ COMMAND_SECTIONS: dict[str, type[CommandSettings]] = {
     "export": ExportSettings,
     "bench": BenchSettings,
     "flash": FlashSettings,
+    "fleet": FleetSettings,
     "submit": SubmitSettings,
     "cluster": ClusterSettings,
     "report": ReportSettings,
@@ -143,6 +145,7 @@ __all__ = [
     "CommandSettings",
     "CompressSettings",
     "DataSettings",
+    "DevicesSettings",
     "DoctorSettings",
     "DuplicatesSettings",
     "EngineName",
@@ -150,6 +153,7 @@ __all__ = [
     "ExportSettings",
     "FeatureSettings",
     "FlashSettings",
+    "FleetSettings",
     "GatesSettings",
     "InitSettings",
     "InputSettings",

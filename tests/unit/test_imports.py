@@ -51,7 +51,7 @@ HEAVY = {
     *("ray", "torch", "onnx", "onnxruntime", "onnxscript", "openvino", "nncf", "litert_torch", "jax"),
     *("ai_edge_litert", "ai_edge_quantizer", "pandas", "pyarrow", "sklearn", "skl2onnx", "matplotlib"),
     *("boto3", "botocore", "httpx", "jinja2", "rich", "scipy", "PIL", "optuna", "mlflow", "shap"),
-    *("lightgbm", "xgboost", "onnxmltools", "torch_pruning"),
+    *("lightgbm", "xgboost", "onnxmltools", "torch_pruning", "starlette", "uvicorn"),
 }
 
 FILES = sorted(
