@@ -14,7 +14,7 @@
     `-- MissingDependencyError  a package this command needs is not installed
 
 Subclasses add no ``__init__``: an exception with another signature does not survive the
-pickling that carries it across Ray. HTTP statuses are mapped in ``serve.errors``.
+pickling that carries it across Ray. HTTP statuses are mapped in ``kit.inference.errors``.
 """
 
 from __future__ import annotations

@@ -12,10 +12,17 @@ from functools import partial
 from pathlib import Path
 
 from kit.errors import UnavailableError
+from kit.inference.card import Card, Reply
+from kit.inference.metadata import (
+    describe_live,
+    describe_model,
+    describe_model_ready,
+    describe_ready,
+    describe_server,
+)
+from kit.inference.paths import Route
 from serve.guards.callers import Caller
 from serve.protocol import docs, metadata, openapi
-from serve.protocol.card import Card, Reply
-from serve.protocol.paths import Route
 from serve.releases.acks import living_acks
 from serve.service import Endpoint, Service
 from serve.version_key import VersionKey
@@ -81,11 +88,11 @@ class Administration:
         if model is not None:
             return await self._of_model(route, model, body)
         if kind == "live":
-            return metadata.describe_live()
+            return describe_live()
         if kind == "ready":
-            return metadata.describe_ready(ready=all(map(self._serves, self._service.endpoints.values())))
+            return describe_ready(ready=all(map(self._serves, self._service.endpoints.values())))
         if kind == "server":
-            return metadata.describe_server()
+            return describe_server(metadata.EXTENSIONS)
         if kind == "all_stats":
             return metadata.describe_statistics(
                 each for name in self._service.endpoints for each in self._counted(self._service.cards(name))
@@ -117,7 +124,7 @@ class Administration:
                 ready = self._is_ready(endpoint)
             else:
                 ready = service.state(model, route.version).status == "READY"
-            return metadata.describe_model_ready(model, ready=ready)
+            return describe_model_ready(model, ready=ready)
         cards = service.cards(model)
         if route.version is not None:
             service.state(model, route.version)  # refuses what is not served
@@ -131,7 +138,7 @@ class Administration:
             return metadata.describe_config(
                 card, max_batch_rows=endpoint.max_batch_rows, max_wait_s=endpoint.max_wait_s
             )
-        return metadata.describe_model(card, versions=list(endpoint.keys))
+        return describe_model(card, platform=metadata.PLATFORM, versions=list(endpoint.keys))
 
     def _serves(self, endpoint: Endpoint) -> bool:
         """Say whether a model answers as it is meant to; one that was unloaded is meant not to."""

@@ -18,18 +18,19 @@ from time import monotonic
 from typing import Any
 
 from kit.errors import InputError, KitError
+from kit.inference.card import Reply
+from kit.inference.errors import TooLargeError
+from kit.inference.failures import encode_error
+from kit.inference.paths import ACTIONS, OPEN_KINDS, Paths, Route, read_header_length
+from kit.inference.request import priority_of, timeout_s_of
+from kit.inference.rest import encode_answer, parse_infer
 from serve.administration import Administration
 from serve.calls import Answer, Call, Ended
-from serve.errors import TooLargeError
 from serve.guards.callers import Caller
 from serve.guards.gatekeeper import Gatekeeper
 from serve.guards.tokens import UnsettledError
-from serve.protocol.card import Reply
+from serve.protocol.body import read_json, write_json
 from serve.protocol.compression import QUICK_BYTES, Unpacking, answer_coding, pack
-from serve.protocol.failures import encode_error
-from serve.protocol.paths import ACTIONS, OPEN_KINDS, Paths, Route, read_header_length
-from serve.protocol.request import priority_of, timeout_s_of
-from serve.protocol.rest import encode_answer, parse_infer
 from serve.protocol.rows import encode_rows, parse_rows
 from serve.service import Service
 from serve.watching.logs import RequestIds, RequestLine, RequestLog
@@ -274,7 +275,9 @@ class App:
         is_infer = route.kind == "infer"
         raw = (
             parse_infer(
-                body, header_length=read_header_length(headers.get(b"inference-header-content-length"))
+                body,
+                read=read_json,
+                header_length=read_header_length(headers.get(b"inference-header-content-length")),
             )
             if is_infer
             else parse_rows(body, content_type=headers.get(b"content-type", b""))
@@ -297,7 +300,9 @@ class App:
         answer = work.answer = await self._service.infer(call, raw)
         parameters = {"fallback": answer.fallback} if answer.fallback else None
         if is_infer:
-            return encode_answer(answer.request, answer.card, answer.outputs, parameters=parameters)
+            return encode_answer(
+                answer.request, answer.card, answer.outputs, write=write_json, parameters=parameters
+            )
         return encode_rows(
             answer.request,
             answer.card,

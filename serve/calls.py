@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from kit.inference.card import Card
+    from kit.inference.request import InferRequest
     from kit.signature import Tensors
     from serve.guards.callers import Caller
-    from serve.protocol.card import Card
-    from serve.protocol.request import InferRequest
     from serve.version_key import VersionKey
     from serve.watching.tracing import Trace
 

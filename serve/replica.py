@@ -21,6 +21,7 @@ from typing import Any
 
 from kit.errors import KitError, UnavailableError
 from kit.files import create_once
+from kit.inference.card import Card
 from kit.project import Project
 from kit.settings import ServeSettings
 from kit.settings.serving import CacheSettings, ServedModelSettings
@@ -36,7 +37,6 @@ from serve.guards.rates import open_rates
 from serve.haproxy import socket_path
 from serve.listener import Listener
 from serve.models import EngineChoice, Loader, Pool, State, prime
-from serve.protocol.card import Card
 from serve.releases import AliasFollower, Follower, Hooks, Release
 from serve.releases.command import switch
 from serve.releases.shadow import Shadow

@@ -13,18 +13,18 @@ from functools import partial
 from typing import Any
 
 from kit.errors import KitError, ModelError, NotFoundError, UnavailableError, VerificationError, nearest
+from kit.inference.card import Card
+from kit.inference.errors import BrokenError, DeadlineError, RateLimitedError
+from kit.inference.request import InferRequest, RawRequest
 from kit.settings.serving import ServedModelSettings
 from kit.signature import Tensors
 from serve.batching import Batcher
 from serve.breaker import Breaker
 from serve.caching import ResponseCache, key_of
 from serve.calls import Answer, Call
-from serve.errors import BrokenError, DeadlineError, RateLimitedError
 from serve.fallback import constant_outputs
 from serve.guards.rates import RateLimiter
 from serve.models import Loaded, Pool, State
-from serve.protocol.card import Card
-from serve.protocol.request import InferRequest, RawRequest
 from serve.releases import Release
 from serve.releases.shadow import Shadow
 from serve.version_key import VersionKey

@@ -9,8 +9,8 @@ from __future__ import annotations
 import heapq
 import math
 
+from kit.inference.errors import DeadlineError
 from serve.batching.running import Request
-from serve.errors import DeadlineError
 
 #: A step of priority is worth so much waiting: a request of priority 1 runs before those of priority 0 that
 #: came up to half a second earlier, and none waits longer than that for later ones of the next priority.

@@ -12,11 +12,11 @@ import time
 from collections.abc import Awaitable, Callable
 
 from kit.errors import ModelError
+from kit.inference.errors import DeadlineError
 from kit.signature import Tensors
 from serve.caching.keys import key_of
 from serve.caching.memory import MemoryCache, owned
 from serve.caching.redis import RedisCache
-from serve.errors import DeadlineError
 
 __all__ = ["MemoryCache", "RedisCache", "ResponseCache", "key_of"]
 

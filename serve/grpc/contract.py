@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    from kit.inference.card import Reply
+    from kit.inference.paths import Route
+    from kit.inference.request import RawRequest
     from serve.calls import Answer, Call
     from serve.guards.callers import Caller
-    from serve.protocol.card import Reply
-    from serve.protocol.paths import Route
-    from serve.protocol.request import RawRequest
 
 Headers = list[tuple[bytes, bytes]]
 Action = Literal["infer", "read", "admin", "metrics"]

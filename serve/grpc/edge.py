@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from kit.errors import InputError, KitError
-from serve.errors import STATUSES, BrokenError, OverloadedError
+from kit.inference.errors import STATUSES, BrokenError, OverloadedError
 
 #: Asks for the answer to one message of one call.
 Ask = Callable[[Any, Any], Awaitable[Any]]

@@ -13,14 +13,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from kit.errors import InputError, nearest
-from kit.signature import DTYPES, Signature, Tensors, check_tensor
-from kit.wire import DATATYPES
-from serve.calls import Answer
-from serve.grpc import inference_pb2 as pb
-from serve.protocol.binary import decode_binary, encode_binary
-from serve.protocol.body import MAX_SHOWN_CHARS
-from serve.protocol.plan import InputPlan, Plan, plan_of, request_of
-from serve.protocol.request import (
+from kit.inference.binary import decode_binary, encode_binary
+from kit.inference.body import MAX_SHOWN_CHARS
+from kit.inference.plan import InputPlan, Plan, plan_of, request_of
+from kit.inference.request import (
     NO_PARAMETERS,
     InferRequest,
     Requested,
@@ -28,6 +24,10 @@ from serve.protocol.request import (
     check_parameters,
     checked_id,
 )
+from kit.signature import DTYPES, Signature, Tensors, check_tensor
+from kit.wire import DATATYPES
+from serve.calls import Answer
+from serve.grpc import inference_pb2 as pb
 
 #: Where a datatype's values lie when they are not raw.
 _CONTENTS = {

@@ -20,6 +20,8 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from kit.errors import InputError
+from kit.inference.paths import Kind, Route
+from kit.inference.request import MAX_ID_CHARS, priority_of, timeout_s_of
 from serve.calls import Answer, Call, Ended
 from serve.grpc import inference_pb2 as pb
 from serve.grpc.callers import header_of, headers_of, left_s_of, peer_of
@@ -27,8 +29,6 @@ from serve.grpc.contract import Action, Administering, Gate, Inferring
 from serve.grpc.edge import Ask, guarded, note, status_of, unary
 from serve.grpc.messages import GrpcRequest, encode_answer, plain
 from serve.guards.callers import Caller
-from serve.protocol.paths import Kind, Route
-from serve.protocol.request import MAX_ID_CHARS, priority_of, timeout_s_of
 from serve.watching.logs import RequestIds
 from serve.watching.outcomes import outcome_of
 from serve.watching.tracing import Trace

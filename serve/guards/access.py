@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 from kit.errors import ConflictError, InputError, NotFoundError, SettingsError, nearest
 from kit.files import canonical_json, create_once, disk_errors, write_atomic
+from kit.inference.errors import UnauthorizedError
 from kit.project import Project
 from kit.settings.serving import AccessSettings
-from serve.errors import UnauthorizedError
 from serve.guards.callers import ALL_SCOPES, SCOPE, Caller
 from serve.guards.following import check_private
 

@@ -19,9 +19,9 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from kit.errors import InputError
+from kit.inference.errors import ForbiddenError, UnauthorizedError
 from kit.project import Project
 from kit.settings.serving import JwtSettings, ServeSettings
-from serve.errors import ForbiddenError, UnauthorizedError
 from serve.guards.access import Keyring, endpoint_key, keys_path, parse_keyring
 from serve.guards.callers import ALL_SCOPES, Caller
 from serve.guards.following import Followed, Watch

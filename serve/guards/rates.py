@@ -20,8 +20,8 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from kit.inference.errors import RateLimitedError
 from kit.settings.serving import RateSettings
-from serve.errors import RateLimitedError
 from serve.guards.callers import Caller
 
 _logger = logging.getLogger("ray.serve")

@@ -21,8 +21,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from kit.inference.errors import UnauthorizedError
 from kit.settings.serving import JwtSettings
-from serve.errors import UnauthorizedError
 from serve.guards.callers import SCOPE, Caller
 from serve.guards.keyset import FileKeys, UrlKeys
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from kit.errors import KitError, ModelError, UnavailableError, VerificationError
-from serve.errors import DeadlineError
+from kit.inference.errors import DeadlineError
 from serve.version_key import VersionKey
 
 _logger = logging.getLogger("kit")

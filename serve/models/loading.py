@@ -29,11 +29,11 @@ import numpy as np
 
 from kit.engines import ENGINES, Engine, open_engine
 from kit.errors import InputError, ModelError, VerificationError
+from kit.inference.card import Card
 from kit.model_version import ModelVersion
 from kit.signature import Tensors
 from kit.store import Store
 from serve.models.self_test import check_answers, tolerance_of
-from serve.protocol.card import Card
 from serve.version_key import VersionKey
 
 _logger = logging.getLogger("kit")

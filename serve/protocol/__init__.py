@@ -5,26 +5,28 @@ The Open Inference Protocol v2 (``rest``, ``binary``, ``metadata``), rows (``row
 for nothing, runs no model and knows neither Ray nor ASGI.
 """
 
-from serve.protocol.card import Card, Reply
-from serve.protocol.docs import docs_page
-from serve.protocol.failures import encode_error
-from serve.protocol.metadata import (
-    Indexed,
-    describe_config,
-    describe_index,
+from kit.inference.card import Card, Reply
+from kit.inference.failures import encode_error
+from kit.inference.metadata import (
     describe_live,
     describe_model,
     describe_model_ready,
     describe_ready,
     describe_server,
+)
+from kit.inference.paths import ACTIONS, OPEN_KINDS, Kind, Paths, Route, read_header_length
+from kit.inference.request import InferRequest, RawRequest, Requested, priority_of, timeout_s_of
+from kit.inference.rest import encode_answer, parse_infer
+from serve.protocol.docs import docs_page
+from serve.protocol.metadata import (
+    Indexed,
+    describe_config,
+    describe_index,
     describe_statistics,
     read_index,
     read_repository,
 )
 from serve.protocol.openapi import describe_openapi
-from serve.protocol.paths import ACTIONS, OPEN_KINDS, Kind, Paths, Route, read_header_length
-from serve.protocol.request import InferRequest, RawRequest, Requested, priority_of, timeout_s_of
-from serve.protocol.rest import encode_answer, parse_infer
 from serve.protocol.rows import encode_rows, parse_rows
 
 __all__ = [

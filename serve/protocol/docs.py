@@ -11,7 +11,7 @@ import re
 from functools import cache
 from importlib.resources import files
 
-from serve.protocol.card import Reply
+from kit.inference.card import Reply
 
 
 @cache

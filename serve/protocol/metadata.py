@@ -1,26 +1,24 @@
-"""What an endpoint says of itself: health, metadata, configuration, statistics, repository.
+"""What an endpoint says of itself beside ``kit.inference.metadata``: configuration, statistics, repository.
 
 It writes what it is told and finds nothing out. Triton's shapes are followed where tools read them:
 perf_analyzer stops without a configuration, and tritonclient shows the rest.
 
-Sources: Open Inference Protocol v2, ``inference_rest.md``; Triton Inference Server, extensions "Model
+Source: Triton Inference Server, extensions "Model
 Configuration", "Statistics" and "Model Repository".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import orjson
-
-from kit import __version__
 from kit.errors import InputError
+from kit.inference.body import MAX_SHOWN_CHARS, check_keys
+from kit.inference.card import Card, Reply
+from kit.inference.request import NO_PARAMETERS, check_parameters
 from kit.signature import TensorSpec
 from kit.wire import DATATYPES
-from serve.protocol.body import MAX_SHOWN_CHARS, check_keys, read_json
-from serve.protocol.card import Card, Reply
-from serve.protocol.request import NO_PARAMETERS, check_parameters
+from serve.protocol.body import read_json, write_json
 
 if TYPE_CHECKING:
     from serve.watching.version_metrics import Statistics
@@ -36,9 +34,8 @@ EXTENSIONS = (
 )
 State = Literal["READY", "LOADING", "UNAVAILABLE", "FAILED"]
 
-#: Every version is served from its ONNX file, whichever engine runs it.
-_PLATFORM = "onnx_onnxv1"
-_FACTS = ("columns", "nullable", "minimum", "maximum")
+PLATFORM = "onnx_onnxv1"
+"""Every version is served from its ONNX file, whichever engine runs it."""
 
 
 class Indexed(NamedTuple):
@@ -55,52 +52,6 @@ class Indexed(NamedTuple):
     version: str
     state: State
     reason: str = ""
-
-
-def describe_live() -> Reply:
-    """Say that the process answers."""
-    return _reply({"live": True})
-
-
-def describe_ready(*, ready: bool) -> Reply:
-    """Say whether all that should be served is; a load balancer reads the status."""
-    return _reply({"ready": ready}, status=200 if ready else 503)
-
-
-def describe_model_ready(name: str, *, ready: bool) -> Reply:
-    """Say whether a model answers."""
-    return _reply({"name": name, "ready": ready}, status=200 if ready else 503)
-
-
-def describe_server() -> Reply:
-    """Say what the server is and which extensions of the protocol it has."""
-    return _reply({"name": "kit", "version": __version__, "extensions": list(EXTENSIONS)})
-
-
-def describe_model(card: Card, *, versions: Sequence[str] = ()) -> Reply:
-    """Say what a model reads and answers.
-
-    Args:
-        card: The version that is described.
-        versions: All versions that may be asked for; the described one is written first.
-    """
-    signature = card.signature
-    others = [version for version in versions if version != card.version]
-    return _reply(
-        {
-            "name": card.name,
-            "versions": [card.version, *others],
-            "platform": _PLATFORM,
-            "inputs": [_tensor(spec) for spec in signature.inputs],
-            "outputs": [_tensor(spec) for spec in signature.outputs],
-            "parameters": {
-                "digest": card.digest,
-                "engine": card.engine,
-                "task": signature.task,
-                "classes": list(signature.classes),
-            },
-        }
-    )
 
 
 def describe_config(card: Card, *, max_batch_rows: int, max_wait_s: float = 0.0) -> Reply:
@@ -196,18 +147,8 @@ def _object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _reply(value: object, *, status: int = 200) -> Reply:
-    return Reply(status, orjson.dumps(value))
-
-
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    value = spec.to_json()
-    return {
-        "name": spec.name,
-        "datatype": DATATYPES[spec.dtype],
-        "shape": list(spec.shape),
-        "parameters": {key: value[key] for key in _FACTS if key in value},
-    }
+def _reply(value: object) -> Reply:
+    return Reply(200, write_json(value))
 
 
 def _configured(spec: TensorSpec) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any
 import orjson
 
 from kit import __version__
+from kit.inference.card import Card, Reply
 from serve.protocol import schemas
-from serve.protocol.card import Card, Reply
 
 _ERRORS: dict[str, str] = {
     "400": "The request breaks a rule; the sentence names it.",

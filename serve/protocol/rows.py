@@ -16,11 +16,12 @@ import numpy as np
 import orjson
 
 from kit.errors import InputError, nearest
+from kit.inference.body import MAX_SHOWN_CHARS, check_keys
+from kit.inference.card import Card, Reply
+from kit.inference.plan import plan_of
+from kit.inference.request import NO_PARAMETERS, InferRequest, as_field, check_parameters, checked_id
 from kit.signature import Signature, Tensors, TensorSpec
-from serve.protocol.body import MAX_SHOWN_CHARS, check_keys, read_json
-from serve.protocol.card import Card, Reply
-from serve.protocol.plan import plan_of
-from serve.protocol.request import NO_PARAMETERS, InferRequest, as_field, check_parameters, checked_id
+from serve.protocol.body import read_json
 
 _LEAST_INT64 = -(1 << 63)
 _WRAPPER_KEYS = frozenset({"rows", "id", "parameters"})

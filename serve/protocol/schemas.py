@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from kit.inference.card import Card
+from kit.inference.request import MAX_ID_CHARS
 from kit.signature import DTYPES, Signature, TensorSpec
 from kit.wire import DATATYPES
-from serve.protocol.card import Card
-from serve.protocol.request import MAX_ID_CHARS
 
 Schema = dict[str, Any]
 

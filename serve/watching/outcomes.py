@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from kit.errors import ConflictError, InputError, ModelError, NotFoundError, UnavailableError
-from serve.errors import (
+from kit.inference.errors import (
     BrokenError,
     DeadlineError,
     ForbiddenError,

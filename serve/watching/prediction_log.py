@@ -31,7 +31,7 @@ from kit.signature import Tensors, TensorSpec
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from serve.protocol.card import Card
+    from kit.inference.card import Card
 
 #: Rows after which a file is written without waiting for its time.
 FILE_ROWS = 16_384

@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
 from kit.errors import UnavailableError
+from kit.inference.errors import UnauthorizedError
 from kit.settings.serving import JwtSettings
-from serve.errors import UnauthorizedError
 from serve.guards import keyset
 from serve.guards.gatekeeper import Gatekeeper, GuardPlan
 from serve.guards.keyset import fetch

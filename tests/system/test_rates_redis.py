@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from kit.inference.errors import OverloadedError
 from kit.settings.serving import RateSettings
-from serve.errors import OverloadedError
 from serve.guards.callers import Caller
 from serve.guards.rates import RateLimiter, open_rates
 

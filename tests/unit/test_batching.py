@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from kit.errors import ModelError, UnavailableError
+from kit.inference.errors import DeadlineError, OverloadedError
 from kit.signature import Tensors
 from serve.batching import Batcher, only_finite
 from serve.batching.batcher import QUEUE_S
 from serve.batching.running import Request
 from serve.batching.speed import Speed
 from serve.batching.waiting import AGEING_S, Waiting, rank_s
-from serve.errors import DeadlineError, OverloadedError
 
 Test = Callable[[], Coroutine[Any, Any, None]]
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.errors import ModelError
+from kit.inference.errors import DeadlineError, OverloadedError
 from kit.signature import Tensors
 from serve.batching import Batcher, only_finite
-from serve.errors import DeadlineError, OverloadedError
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.errors import InputError, ModelError
+from kit.inference.errors import DeadlineError, OverloadedError
 from kit.signature import Tensors
 from serve.caching import MemoryCache, ResponseCache, key_of
 from serve.caching.memory import owned
 from serve.caching.packing import pack, unpack
-from serve.errors import DeadlineError, OverloadedError
 
 DIGEST = "a" * 64
 KEY = b"k" * 32

@@ -29,9 +29,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from kit.engines import Engine, open_engine
 from kit.errors import GateError, InputError, KitError, ModelError, NotFoundError, UnavailableError
-from kit.signature import Signature
-from serve.calls import Answer, Call, Ended
-from serve.errors import (
+from kit.inference.card import Card, Reply
+from kit.inference.errors import (
     BrokenError,
     DeadlineError,
     ForbiddenError,
@@ -40,6 +39,10 @@ from serve.errors import (
     TooLargeError,
     UnauthorizedError,
 )
+from kit.inference.metadata import describe_model, describe_model_ready, describe_ready, describe_server
+from kit.inference.paths import Route
+from kit.signature import Signature
+from serve.calls import Answer, Call, Ended
 from serve.grpc import inference_pb2 as pb
 from serve.grpc.contract import Action, Gate, Headers
 from serve.grpc.messages import GrpcRequest
@@ -47,19 +50,15 @@ from serve.grpc.server import GrpcOptions, GrpcServer
 from serve.grpc.servicer import SERVICE, STREAM_DEPTH, Rooms
 from serve.guards.callers import Caller
 from serve.guards.gatekeeper import Gatekeeper, GuardPlan
-from serve.protocol.card import Card, Reply
 from serve.protocol.metadata import (
+    EXTENSIONS,
+    PLATFORM,
     Indexed,
     describe_config,
     describe_index,
-    describe_model,
-    describe_model_ready,
-    describe_ready,
-    describe_server,
     describe_statistics,
     read_index,
 )
-from serve.protocol.paths import Route
 from serve.watching.outcomes import outcome_of
 from serve.watching.version_metrics import Statistics
 
@@ -125,8 +124,8 @@ class Administration:
         described = {
             "ready": lambda: describe_ready(ready=self.ready),
             "model_ready": lambda: describe_model_ready("tiny", ready=self.ready),
-            "server": describe_server,
-            "model": lambda: describe_model(card, versions=["3", "4"]),
+            "server": lambda: describe_server(EXTENSIONS),
+            "model": lambda: describe_model(card, platform=PLATFORM, versions=["3", "4"]),
             "config": lambda: describe_config(card, max_batch_rows=256, max_wait_s=0.002),
             "stats": lambda: describe_statistics(counted),
             "all_stats": lambda: describe_statistics(counted),

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.errors import InputError
+from kit.inference.card import Card
 from kit.signature import DTYPES, Signature, TensorSpec
 from kit.wire import DATATYPES
 from serve.calls import Answer
 from serve.grpc import inference_pb2 as pb
 from serve.grpc.callers import left_s_of, peer_of
 from serve.grpc.messages import GrpcRequest, encode_answer
-from serve.protocol.card import Card
 
 FIELDS = {
     "bool": "bool_contents",

@@ -17,9 +17,9 @@ import pytest
 from kit.cli.show import access as show
 from kit.cli.show.tables import to_json
 from kit.errors import ConflictError, InputError, NotFoundError, SettingsError
+from kit.inference.errors import UnauthorizedError
 from kit.project import Project
 from kit.settings.serving import AccessSettings
-from serve.errors import UnauthorizedError
 from serve.guards.access import AccessResult, Keyring, access, endpoint_key, keys_path, parse_keyring
 from serve.guards.following import POLL_S, Followed, Watch
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm
 
 from kit.errors import InputError, KitError
+from kit.inference.errors import ForbiddenError, UnauthorizedError
 from kit.project import Project
 from kit.settings.serving import AccessSettings, JwtSettings, ServeSettings
-from serve.errors import ForbiddenError, UnauthorizedError
 from serve.guards.access import access, keys_path
 from serve.guards.callers import ALL_SCOPES, Caller
 from serve.guards.gatekeeper import Action, Gatekeeper, GuardPlan, plan_guards

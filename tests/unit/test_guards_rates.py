@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.inference.errors import OverloadedError
 from kit.settings.serving import RateSettings
-from serve.errors import OverloadedError
 from serve.guards import rates
 from serve.guards.callers import Caller
 from serve.guards.rates import MemoryCounts, Rate, RateLimiter, open_rates, parse_rate

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from kit.errors import InputError
+from kit.inference.errors import UnauthorizedError
 from kit.settings.serving import JwtSettings
-from serve.errors import UnauthorizedError
 from serve.guards import tokens as module
 from serve.guards.callers import Caller
 from serve.guards.keyset import check_url, parse_keys, shown

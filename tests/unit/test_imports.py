@@ -36,6 +36,17 @@ DEVICE_CORE = {
     "kit.files": set(),
     "kit.gauge": {"numpy"},
     "kit.golden": {"numpy"},
+    "kit.inference": set(),
+    "kit.inference.binary": {"numpy"},
+    "kit.inference.body": {"numpy"},
+    "kit.inference.card": set(),
+    "kit.inference.errors": set(),
+    "kit.inference.failures": set(),
+    "kit.inference.metadata": set(),
+    "kit.inference.paths": set(),
+    "kit.inference.plan": {"numpy"},
+    "kit.inference.request": set(),
+    "kit.inference.rest": {"numpy"},
     "kit.machine": set(),
     "kit.operations": {"numpy"},
     "kit.power": set(),
@@ -44,6 +55,7 @@ DEVICE_CORE = {
     "kit.signature": {"numpy"},
     "kit.signing": {"cryptography"},
     "kit.steps": {"numpy"},
+    "kit.wire": {"numpy"},
 }
 
 #: What `kit --help` must not wait for; imported inside functions in kit and edge.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kit.errors import ConflictError, InputError, KitError, ModelError, UnavailableError, VerificationError
-from serve.errors import DeadlineError
+from kit.inference.errors import DeadlineError
 from serve.models import Pool, State, VersionKey
 
 A, B, C, D = (VersionKey("digits", number, f"{number:064x}") for number in (1, 2, 3, 4))

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.errors import InputError, KitError
+from kit.inference.plan import plan_of, request_of
 from kit.signature import Signature, TensorSpec
 from serve.protocol import (
     Card,
@@ -21,7 +22,7 @@ from serve.protocol import (
     priority_of,
     timeout_s_of,
 )
-from serve.protocol.plan import plan_of, request_of
+from serve.protocol.body import read_json, write_json
 
 SIGNATURE = Signature(
     "classification",
@@ -48,7 +49,7 @@ PLAIN = Signature(
 
 
 def parse(value: object) -> InferRequest:
-    return parse_infer(json.dumps(value).encode()).decode(SIGNATURE)
+    return parse_infer(json.dumps(value).encode(), read=read_json).decode(SIGNATURE)
 
 
 def request(**changes: Any) -> dict[str, Any]:
@@ -162,7 +163,7 @@ def test_a_wrong_request_is_refused(value: object, sentence: str) -> None:
 )
 def test_bytes_that_are_no_request_are_refused(body: bytes) -> None:
     with pytest.raises(InputError):
-        parse_infer(body).decode(SIGNATURE)
+        parse_infer(body, read=read_json).decode(SIGNATURE)
 
 
 @pytest.mark.parametrize(
@@ -181,13 +182,13 @@ def test_bytes_that_are_no_request_are_refused(body: bytes) -> None:
 )
 def test_a_key_that_is_there_twice_is_refused(body: bytes, name: str) -> None:
     with pytest.raises(InputError, match=f"the key '{name}' is there twice"):
-        parse_infer(body)
+        parse_infer(body, read=read_json)
 
 
 @pytest.mark.parametrize("colons", [":", "a:b::", "\\u003a", '\\":\\"'])
 def test_colons_in_strings_are_no_keys(colons: str) -> None:
     body = b'{"id": "%s", "parameters": {"%s": "%s"}, "inputs": [{"name": "x"}]}' % ((colons.encode(),) * 3)
-    assert parse_infer(body).id == json.loads(f'"{colons}"')
+    assert parse_infer(body, read=read_json).id == json.loads(f'"{colons}"')
 
 
 @given(st.dictionaries(st.text(max_size=4), st.text(max_size=4), max_size=4), st.text(max_size=9))
@@ -198,7 +199,7 @@ def test_no_request_without_equal_keys_is_taken_for_one_with_them(
     value = {"id": identity, "parameters": parameters, "inputs": [X, KIND]}
     for ascii_only in (True, False):
         body = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "ignore")
-        assert parse_infer(body).parameters == parameters
+        assert parse_infer(body, read=read_json).parameters == parameters
 
 
 def test_nesting_as_deep_as_the_parser_allows_is_refused() -> None:
@@ -213,7 +214,7 @@ def test_nesting_as_deep_as_the_parser_allows_is_refused() -> None:
 @given(st.binary(max_size=200))
 def test_no_bytes_end_in_a_traceback(body: bytes) -> None:
     with pytest.raises(InputError):
-        parse_infer(body).decode(SIGNATURE)
+        parse_infer(body, read=read_json).decode(SIGNATURE)
 
 
 @given(st.data())
@@ -225,7 +226,7 @@ def test_a_request_with_a_byte_changed_or_lost_is_read_or_refused(data: st.DataO
     else:
         del body[place:]
     try:
-        read = parse_infer(bytes(body)).decode(SIGNATURE)
+        read = parse_infer(bytes(body), read=read_json).decode(SIGNATURE)
     except InputError:
         return
     assert read.inputs.keys() == {spec.name for spec in SIGNATURE.inputs}
@@ -266,7 +267,7 @@ def test_the_fast_way_reads_what_the_slow_way_reads(values: list[Any], n_rows: i
         for entry in sent["inputs"]:
             entry.update(extra)
         try:
-            decoded = parse_infer(json.dumps(sent).encode()).decode(PLAIN)
+            decoded = parse_infer(json.dumps(sent).encode(), read=read_json).decode(PLAIN)
             return repr((decoded.n_rows, {name: (a.dtype, a.tolist()) for name, a in decoded.inputs.items()}))
         except InputError as error:
             return f"{error.message}; {error.hint}"
@@ -286,15 +287,19 @@ def test_null_is_as_good_as_nothing_for_what_is_optional() -> None:
 
 
 def test_parameters_nobody_knows_are_kept_for_sticky_releases() -> None:
-    raw = parse_infer(json.dumps({**request(), "parameters": {"user": "u7", "n": 7, "b": True}}).encode())
+    raw = parse_infer(
+        json.dumps({**request(), "parameters": {"user": "u7", "n": 7, "b": True}}).encode(), read=read_json
+    )
     assert [raw.field(name) for name in ("user", "n", "b", "absent")] == ["u7", "7", "true", None]
 
 
 def test_priority_and_timeout_are_read_in_the_protocols_units() -> None:
-    raw = parse_infer(json.dumps({**request(), "parameters": {"priority": 2, "timeout": 1500}}).encode())
+    raw = parse_infer(
+        json.dumps({**request(), "parameters": {"priority": 2, "timeout": 1500}}).encode(), read=read_json
+    )
     assert (priority_of(raw.parameters), timeout_s_of(raw.parameters)) == (2, 0.0015)
     assert priority_of({"priority": 10**30}) == 1 << 16
-    bare = parse_infer(json.dumps(request()).encode())
+    bare = parse_infer(json.dumps(request()).encode(), read=read_json)
     assert (priority_of(bare.parameters), timeout_s_of(bare.parameters)) == (0, None)
 
 
@@ -305,7 +310,7 @@ def test_the_answer_carries_id_model_and_the_outputs_asked_for_in_that_order() -
         "probabilities": np.array([[0.1, 0.9], [np.nan, np.inf]], dtype=np.float32),
         "logits": np.zeros((2, 2), dtype=np.float32),
     }
-    value = json.loads(encode_answer(asked, CARD, answers).body)
+    value = json.loads(encode_answer(asked, CARD, answers, write=write_json).body)
     assert value == {
         "model_name": "digits",
         "model_version": "3",
@@ -325,7 +330,9 @@ def test_an_answer_says_what_else_is_to_be_known() -> None:
         "probabilities": np.array([[0.5, 0.5], [0.0, 0.0]], dtype=np.float32)[::2],
         "logits": np.zeros((1, 2, 2), dtype=np.float32)[:, :, 1],
     }
-    value = json.loads(encode_answer(asked, CARD, answers, parameters={"fallback": "version"}).body)
+    value = json.loads(
+        encode_answer(asked, CARD, answers, parameters={"fallback": "version"}, write=write_json).body
+    )
     assert value["parameters"] == {"fallback": "version"}
     assert [output["data"] for output in value["outputs"]] == [[1], [0.5, 0.5], [0.0, 0.0]]
 
@@ -335,7 +342,7 @@ def test_strings_are_answered_as_they_are() -> None:
     tensors = {"x": np.zeros((1, 3), np.float32), "n": np.zeros(1, np.int16)}
     asked = request_of(signature, tensors, identity='"\u00e4')
     card = Card("words", 1, "", "onnxruntime", signature)
-    reply = encode_answer(asked, card, {"word": np.array([["\u00e4", '"']], dtype=object)})
+    reply = encode_answer(asked, card, {"word": np.array([["\u00e4", '"']], dtype=object)}, write=write_json)
     value = json.loads(reply.body)
     assert (value["id"], value["outputs"][0]["data"]) == ('"\u00e4', ["\u00e4", '"'])
 

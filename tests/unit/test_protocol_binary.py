@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.errors import InputError
+from kit.inference.binary import decode_binary, encode_binary
 from kit.signature import DTYPES, Signature, TensorSpec
 from kit.wire import DATATYPES
 from serve.protocol import Card, InferRequest, encode_answer, parse_infer, read_header_length
-from serve.protocol.binary import decode_binary, encode_binary
+from serve.protocol.body import read_json, write_json
 
 SIGNATURE = Signature(
     "regression",
@@ -47,7 +48,7 @@ def sent(*, x: Any = None, word: Any = None, tail: bytes = X.tobytes() + WORDS, 
         },
     ]
     header = json.dumps({"inputs": inputs, **more}).encode()
-    return parse_infer(header + tail, header_length=len(header)).decode(SIGNATURE)
+    return parse_infer(header + tail, header_length=len(header), read=read_json).decode(SIGNATURE)
 
 
 def test_bytes_after_the_json_are_the_tensors_in_their_order() -> None:
@@ -116,13 +117,13 @@ def test_nan_is_a_missing_value_where_one_may_be() -> None:
 def test_a_size_without_the_header_is_refused() -> None:
     entry = {"name": "x", "datatype": "INT16", "shape": [1, 2], "parameters": {"binary_data_size": 4}}
     with pytest.raises(InputError, match="but all of the body is JSON"):
-        parse_infer(json.dumps({"inputs": [entry]}).encode()).decode(ONE)
+        parse_infer(json.dumps({"inputs": [entry]}).encode(), read=read_json).decode(ONE)
 
 
 @pytest.mark.parametrize("length", [3, 10**15])
 def test_a_header_beyond_the_body_is_refused(length: int) -> None:
     with pytest.raises(InputError, match="but the body has 2 bytes"):
-        parse_infer(b"{}", header_length=length)
+        parse_infer(b"{}", header_length=length, read=read_json)
 
 
 @pytest.mark.parametrize("value", [b"", b"-1", b"1.5", b"+2", b"9" * 40, b"\xb2", b" 2", b"0x1"])
@@ -133,16 +134,16 @@ def test_a_header_that_is_no_number_is_refused(value: bytes) -> None:
 
 
 def test_a_body_without_json_is_the_one_input() -> None:
-    read = parse_infer(struct.pack("<4h", 1, 2, 3, 4), header_length=0).decode(ONE)
+    read = parse_infer(struct.pack("<4h", 1, 2, 3, 4), header_length=0, read=read_json).decode(ONE)
     assert (read.inputs["x"].tolist(), read.n_rows) == ([[1, 2], [3, 4]], 2)
     assert all(each.binary for each in read.outputs)
     for body in (b"", b"123"):
         with pytest.raises(InputError, match="which are not whole rows of 4 bytes"):
-            parse_infer(body, header_length=0).decode(ONE)
+            parse_infer(body, header_length=0, read=read_json).decode(ONE)
     with pytest.raises(InputError, match="row 0: -1 is below the minimum"):
-        parse_infer(struct.pack("<2h", 1, -1), header_length=0).decode(ONE)
+        parse_infer(struct.pack("<2h", 1, -1), header_length=0, read=read_json).decode(ONE)
     with pytest.raises(InputError, match="this model has 2"):
-        parse_infer(b"12345678", header_length=0).decode(SIGNATURE)
+        parse_infer(b"12345678", header_length=0, read=read_json).decode(SIGNATURE)
 
 
 def test_only_0_and_1_are_truth_values() -> None:
@@ -153,7 +154,7 @@ def test_only_0_and_1_are_truth_values() -> None:
 def answered(**more: Any) -> tuple[dict[str, Any], bytes, dict[bytes, bytes]]:
     card = Card("m", 2, "", "onnxruntime", SIGNATURE)
     answers = {"value": X, "word": np.array(["ä", "b"], dtype=object)}
-    reply = encode_answer(sent(**more), card, answers)
+    reply = encode_answer(sent(**more), card, answers, write=write_json)
     headers = dict(reply.headers)
     length = int(headers.get(b"inference-header-content-length", len(reply.body)))
     return json.loads(reply.body[:length]), reply.body[length:], headers
@@ -184,17 +185,19 @@ def test_an_output_overrides_what_the_request_says() -> None:
 def test_bytes_are_answered_alike_with_and_without_the_short_way() -> None:
     card = Card("m", 2, "", "onnxruntime", ONE)
     answers = {"value": np.array([0.5, 1.5])[::-1]}
-    short = parse_infer(struct.pack("<4h", 1, 2, 3, 4), header_length=0).decode(ONE)
+    short = parse_infer(struct.pack("<4h", 1, 2, 3, 4), header_length=0, read=read_json).decode(ONE)
     long = short._replace(outputs=(short.outputs[0]._replace(),))
-    assert encode_answer(short, card, answers) == encode_answer(long, card, answers)
-    assert encode_answer(short, card, answers).body.endswith(struct.pack("<2d", 1.5, 0.5))
+    assert encode_answer(short, card, answers, write=write_json) == encode_answer(
+        long, card, answers, write=write_json
+    )
+    assert encode_answer(short, card, answers, write=write_json).body.endswith(struct.pack("<2d", 1.5, 0.5))
 
 
 @given(st.binary(max_size=80), st.integers(0, 90))
 def test_no_bytes_with_a_header_end_in_a_traceback(body: bytes, length: int) -> None:
     for signature in (SIGNATURE, ONE):
         try:
-            parse_infer(body, header_length=length).decode(signature)
+            parse_infer(body, header_length=length, read=read_json).decode(signature)
         except InputError:
             continue
         assert (signature, length) == (ONE, 0)

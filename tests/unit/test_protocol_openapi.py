@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ from serve.protocol import (
     parse_infer,
     parse_rows,
 )
+from serve.protocol.body import read_json, write_json
+from serve.protocol.metadata import EXTENSIONS, PLATFORM
 
 EVERYTHING = Signature(
     "classification",
@@ -128,7 +131,7 @@ def test_an_endpoint_without_keys_asks_for_none() -> None:
 @pytest.mark.parametrize("card", CARDS, ids=("everything", "old"))
 def test_examples_are_accepted_by_schema_and_endpoint(card: Card) -> None:
     base = f"digits-{card.version}"
-    for kind, parse in (("rows", parse_rows), ("infer", parse_infer)):
+    for kind, parse in (("rows", parse_rows), ("infer", partial(parse_infer, read=read_json))):
         (example,) = DOCUMENT["components"]["schemas"][f"{base}-{kind}"]["examples"]
         validator(f"{base}-{kind}").validate(example)
         assert parse(json.dumps(example).encode()).decode(card.signature).n_rows == 1
@@ -143,7 +146,7 @@ def test_answers_are_as_described() -> None:
     asked = parse_rows(json.dumps({**rows, "id": "a"}).encode()).decode(EVERYTHING)
     said = json.loads(encode_rows(asked, card, ANSWERS, parameters={"fallback": "version"}).body)
     validator("digits-3-rows-answer").validate(said)
-    said = json.loads(encode_answer(asked, card, ANSWERS).body)
+    said = json.loads(encode_answer(asked, card, ANSWERS, write=write_json).body)
     validator("digits-3-infer-answer").validate(said)
     del said["outputs"][0]["datatype"]
     assert not validator("digits-3-infer-answer").is_valid(said)
@@ -151,8 +154,8 @@ def test_answers_are_as_described() -> None:
 
 def test_what_is_read_is_as_described() -> None:
     for path, reply in (
-        ("/v2", describe_server()),
-        ("/v2/models/digits", describe_model(CARDS[0])),
+        ("/v2", describe_server(EXTENSIONS)),
+        ("/v2/models/digits", describe_model(CARDS[0], platform=PLATFORM)),
         ("/v2/models/digits/config", describe_config(CARDS[0], max_batch_rows=8)),
         ("/v2/repository/index", describe_index([])),
     ):

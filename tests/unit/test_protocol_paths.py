@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from kit import errors
 from kit.errors import InputError, KitError, NotFoundError
+from kit.inference import errors as inference_errors
+from kit.inference.errors import MethodError, OverloadedError, UnauthorizedError
 from kit.signature import Signature, TensorSpec
-from serve import errors as serve_errors
-from serve.errors import MethodError, OverloadedError, UnauthorizedError
 from serve.protocol import (
     ACTIONS,
     OPEN_KINDS,
@@ -33,6 +33,7 @@ from serve.protocol import (
     read_index,
     read_repository,
 )
+from serve.protocol.metadata import EXTENSIONS, PLATFORM
 from serve.watching.version_metrics import Statistics
 
 SIGNATURE = Signature(
@@ -135,12 +136,14 @@ def test_a_bug_is_500_and_says_nothing_of_itself() -> None:
 
 
 def test_every_error_of_the_kit_has_a_status() -> None:
-    kinds = [kind for module in (errors, serve_errors) for kind in vars(module).values() if _is_error(kind)]
+    kinds = [
+        kind for module in (errors, inference_errors) for kind in vars(module).values() if _is_error(kind)
+    ]
     statuses = {kind.__name__: encode_error(kind("sentence")).status for kind in kinds}
     assert statuses["NotFoundError"] == 404
     assert statuses["InputError"] == statuses["SettingsError"] == 400
     assert statuses["VerificationError"] == 500
-    assert set(statuses.values()) == {500, *(status for _, status, _ in serve_errors.STATUSES)}
+    assert set(statuses.values()) == {500, *(status for _, status, _ in inference_errors.STATUSES)}
 
 
 def _is_error(value: object) -> bool:
@@ -168,14 +171,14 @@ def test_health_is_read_from_the_status() -> None:
 
 
 def test_the_server_names_the_extensions_that_clients_look_for() -> None:
-    value = json.loads(describe_server().body)
+    value = json.loads(describe_server(EXTENSIONS).body)
     assert {"binary_tensor_data", "statistics", "model_repository", "model_configuration"} <= set(
         value["extensions"]
     )
 
 
 def test_metadata_says_all_a_client_needs_to_make_a_request() -> None:
-    value = json.loads(describe_model(CARD, versions=("2", "3")).body)
+    value = json.loads(describe_model(CARD, platform=PLATFORM, versions=("2", "3")).body)
     assert (value["name"], value["versions"], value["platform"]) == ("digits", ["3", "2"], "onnx_onnxv1")
     assert value["inputs"][0] == {
         "name": "x",

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kit.errors import ConflictError, InputError, ModelError, VerificationError
-from serve.errors import STATUSES, OverloadedError, RateLimitedError
+from kit.inference.errors import STATUSES, OverloadedError, RateLimitedError
 from serve.releases.comparison import Counts
 from serve.watching.exposition import (
     FORGOTTEN_S,

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from kit.inference.card import Card
 from kit.settings.serving import PredictionLogSettings
 from kit.signature import Signature, Tensors, TensorSpec
-from serve.protocol.card import Card
 from serve.watching import prediction_log
 from serve.watching.prediction_log import Answered, PredictionLog, keep_within
 
@@ -183,7 +183,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 import numpy as np
 from kit.settings.serving import PredictionLogSettings
 from kit.signature import Signature, TensorSpec
-from serve.protocol.card import Card
+from kit.inference.card import Card
 from serve.watching.prediction_log import PredictionLog
 signature = Signature("regression", (TensorSpec("x", "float32", (-1,)),), ())
 card = Card("shapes", 3, "d" * 64, "onnxruntime", signature)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from kit.errors import InputError, NotFoundError, nearest
-from serve.errors import MethodError
-from serve.protocol.body import MAX_SHOWN_CHARS
+from kit.inference.body import MAX_SHOWN_CHARS
+from kit.inference.errors import MethodError
 
 Kind = Literal[
     "live",

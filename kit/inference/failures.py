@@ -1,21 +1,20 @@
 """What went wrong, as an HTTP answer: a status and one sentence, and never a bug's own text.
 
-Which error has which status is ``serve.errors``'s.
+Which error has which status is ``kit.inference.errors``'s.
 """
 
 from __future__ import annotations
 
 import math
 
-import orjson
-
 from kit.errors import KitError
-from serve.errors import STATUSES, BrokenError, MethodError, OverloadedError, UnauthorizedError
-from serve.protocol.card import JSON_HEADERS, Reply
+from kit.inference.body import write_json
+from kit.inference.card import JSON_HEADERS, Reply
+from kit.inference.errors import STATUSES, BrokenError, MethodError, OverloadedError, UnauthorizedError
 
 #: A sentence may quote the request; more than this of it is nobody's help.
 _MAX_CHARS = 1000
-_BUG = Reply(500, orjson.dumps({"error": "internal error; the endpoint's log says more"}))
+_BUG = Reply(500, write_json({"error": "internal error; the endpoint's log says more"}))
 
 
 def encode_error(error: Exception) -> Reply:
@@ -27,7 +26,7 @@ def encode_error(error: Exception) -> Reply:
             hint = f"; {error.hint}" if error.hint else ""
             said = f"{error.message}{hint}"[:_MAX_CHARS]
             said = said.encode("utf-8", "replace").decode()  # a lone surrogate is no JSON
-            return Reply(status, orjson.dumps({"error": said}), JSON_HEADERS + _headers(error))
+            return Reply(status, write_json({"error": said}), JSON_HEADERS + _headers(error))
     return _BUG
 
 

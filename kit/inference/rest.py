@@ -10,20 +10,17 @@ Server, "Binary Tensor Data Extension".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import orjson
 
 from kit.errors import InputError, nearest
-from kit.signature import Signature, Tensors
-from kit.wire import check_object, check_shape, decode_tensor
-from serve.protocol.binary import decode_binary, encode_binary
-from serve.protocol.body import MAX_SHOWN_CHARS, check_keys, read_json
-from serve.protocol.card import Card, Reply
-from serve.protocol.plan import InputPlan, Plan, output_head, plan_of
-from serve.protocol.request import (
+from kit.inference.binary import decode_binary, encode_binary
+from kit.inference.body import MAX_SHOWN_CHARS, check_keys
+from kit.inference.card import Card, Reply
+from kit.inference.plan import InputPlan, Plan, output_head, plan_of
+from kit.inference.request import (
     NO_PARAMETERS,
     InferRequest,
     Requested,
@@ -31,12 +28,16 @@ from serve.protocol.request import (
     check_parameters,
     checked_id,
 )
+from kit.signature import Signature, Tensors
+from kit.wire import check_object, check_shape, decode_tensor
 
 #: ``model_name`` and ``model_version`` are what some clients repeat of the path; they are not looked at.
 _REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs", "model_name", "model_version"})
 _OUTPUT_KEYS = frozenset({"name", "parameters"})
 _INPUT_KEYS = frozenset({"name", "datatype", "shape", "data", "parameters"})
-_NUMPY = orjson.OPT_SERIALIZE_NUMPY
+Read = Callable[[bytes], Any]
+Write = Callable[[Any], bytes]
+
 _NO_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 
 
@@ -50,7 +51,7 @@ class TensorRequest:
 
     __slots__ = ("_binary", "_body", "_inputs", "_outputs", "id", "parameters")
 
-    def __init__(self, body: bytes, *, header_length: int | None) -> None:
+    def __init__(self, body: bytes, *, header_length: int | None, read: Read) -> None:
         self._body = body
         self._binary: memoryview | None = None
         self._inputs: Any = None
@@ -66,7 +67,7 @@ class TensorRequest:
             if not header_length:  # nothing but the bytes of the one input
                 return
             self._body = body = body[:header_length]
-        value = read_json(body)
+        value = read(body)
         if type(value) is not dict or not _REQUEST_KEYS.issuperset(value) or "inputs" not in value:
             check_object(value, what="the request", allowed=_REQUEST_KEYS, required=("inputs",))
         inputs = self._inputs = value["inputs"]
@@ -174,18 +175,19 @@ class TensorRequest:
         return tuple(chosen.values())
 
 
-def parse_infer(body: bytes, *, header_length: int | None = None) -> TensorRequest:
+def parse_infer(body: bytes, *, read: Read, header_length: int | None = None) -> TensorRequest:
     """Read the body of an infer request.
 
     Args:
         body: What was sent.
+        read: Makes a value of JSON: strictly, or it raises ``InputError``.
         header_length: From ``inference-header-content-length``: how many of the bytes are JSON; 0 when the
             body is the bytes of the one input, None when it is all JSON.
 
     Raises:
         InputError: The body is not JSON, has a key twice or one the protocol does not know.
     """
-    return TensorRequest(body, header_length=header_length)
+    return TensorRequest(body, header_length=header_length, read=read)
 
 
 def encode_answer(
@@ -193,6 +195,7 @@ def encode_answer(
     card: Card,
     answers: Mapping[str, np.ndarray],
     *,
+    write: Write,
     parameters: Mapping[str, Any] | None = None,
 ) -> Reply:
     """Write the answer to an infer request.
@@ -201,25 +204,26 @@ def encode_answer(
         request: What was asked.
         card: The version that answered.
         answers: Every output of the signature by name, shape (n_rows, ...); JSON writes NaN as null.
+        write: Makes JSON of values and arrays; NaN becomes null. Arrays it cannot write raise ``TypeError``.
         parameters: What else is to be said of the answer, such as that it is a fallback.
     """
     plan = plan_of(card.signature)
     parts: list[bytes] = [card.head]
     if request.id is not None:
-        parts += (b',"id":', orjson.dumps(request.id))
+        parts += (b',"id":', write(request.id))
     if parameters:
-        parts += (b',"parameters":', orjson.dumps(parameters))
+        parts += (b',"parameters":', write(parameters))
     if request.outputs is plan.json_outputs:
         frames = plan.frames.get(request.n_rows) or plan.frame(request.n_rows)
-        for name, frame in zip(plan.output_names, frames, strict=True):
+        for name, frame in zip(plan.output_names, frames):
             array = answers[name]
             if array.ndim != 1:
                 array = array.reshape(-1)
             parts.append(frame)
             try:
-                parts.append(orjson.dumps(array, None, _NUMPY))
+                parts.append(write(array))
             except TypeError:
-                parts.append(_json_data(array))
+                parts.append(_json_data(array, write))
         parts.append(b"}]}")
         return Reply(200, b"".join(parts))
     if request.outputs is plan.binary_outputs:
@@ -228,7 +232,7 @@ def encode_answer(
             parts.append(frame)
             tail = [encode_binary(spec, answers[spec.name]) for spec in plan.outputs.values()]
             return _with_tail(b"".join(parts), tail)
-    return _chosen(request.outputs, answers, parts)
+    return _chosen(request.outputs, answers, parts, write)
 
 
 def _with_tail(header: bytes, tail: list[bytes | memoryview]) -> Reply:
@@ -240,7 +244,9 @@ def _with_tail(header: bytes, tail: list[bytes | memoryview]) -> Reply:
     return Reply(200, b"".join((header, *tail)), headers)
 
 
-def _chosen(outputs: tuple[Requested, ...], answers: Mapping[str, np.ndarray], parts: list[bytes]) -> Reply:
+def _chosen(
+    outputs: tuple[Requested, ...], answers: Mapping[str, np.ndarray], parts: list[bytes], write: Write
+) -> Reply:
     """Write the outputs that were asked for, some of them as bytes after the JSON."""
     opening = b',"outputs":['
     tail: list[bytes | memoryview] = []
@@ -253,7 +259,7 @@ def _chosen(outputs: tuple[Requested, ...], answers: Mapping[str, np.ndarray], p
             parts.append(b',"parameters":{"binary_data_size":%d}}' % len(raw))
             tail.append(raw)
         else:
-            parts += (b',"data":', _json_data(array), b"}")
+            parts += (b',"data":', _json_data(array, write), b"}")
     parts.append(b"]}")
     header = b"".join(parts)
     return _with_tail(header, tail) if any(each.binary for each in outputs) else Reply(200, header)
@@ -264,10 +270,10 @@ def _may_hold_truth(body: bytes) -> bool:
     return (b"r" in body and b"true" in body) or (b"l" in body and b"false" in body)
 
 
-def _json_data(array: np.ndarray) -> bytes:
-    """Write values that orjson does not write by itself: strings, and such as do not lie side by side."""
+def _json_data(array: np.ndarray, write: Write) -> bytes:
+    """Write values that ``write`` may not take as they are: strings, and such as do not lie side by side."""
     flat = np.ascontiguousarray(array).reshape(-1)
-    return orjson.dumps(flat.tolist() if flat.dtype == object else flat, None, _NUMPY)
+    return write(flat.tolist() if flat.dtype == object else flat)
 
 
 def _n_keys(value: Mapping[str, Any]) -> int:

@@ -14,11 +14,11 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
-import orjson
 
+from kit.inference.body import write_json
+from kit.inference.request import InferRequest, Requested
 from kit.signature import DTYPES, Signature, Tensors, TensorSpec, check_tensor
 from kit.wire import DATATYPES
-from serve.protocol.request import InferRequest, Requested
 
 _PACK_CODES = {
     "float32": "f",
@@ -170,7 +170,7 @@ def _limits(spec: TensorSpec) -> tuple[float | None, float | None]:
 
 def output_head(spec: TensorSpec, n_rows: int) -> bytes:
     """Write an output's object up to its values."""
-    described = orjson.dumps(
+    described = write_json(
         {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": [n_rows, *spec.row_shape]}
     )
     return described[:-1]

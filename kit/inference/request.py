@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from kit.errors import InputError
+from kit.inference.body import MAX_SHOWN_CHARS
 from kit.signature import Signature, Tensors, TensorSpec
-from serve.protocol.body import MAX_SHOWN_CHARS
 
 MAX_ID_CHARS = 256
 _LEAST_PRIORITY = 1 << 16

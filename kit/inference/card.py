@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import orjson
-
+from kit.inference.body import write_json
 from kit.signature import Signature
 
 JSON_HEADERS = ((b"content-type", b"application/json"),)
@@ -53,4 +52,4 @@ class Card:
     @cached_property
     def head(self) -> bytes:
         """The first members of every JSON answer, as an object that is not closed yet."""
-        return orjson.dumps({"model_name": self.name, "model_version": self.version})[:-1]
+        return write_json({"model_name": self.name, "model_version": self.version})[:-1]
