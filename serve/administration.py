@@ -13,13 +13,8 @@ from pathlib import Path
 
 from kit.errors import UnavailableError
 from kit.inference.card import Card, Reply
-from kit.inference.metadata import (
-    describe_live,
-    describe_model,
-    describe_model_ready,
-    describe_ready,
-    describe_server,
-)
+from kit.inference.health import describe_live, describe_model_ready, describe_ready, describe_server
+from kit.inference.metadata import describe_model
 from kit.inference.paths import Route
 from serve.guards.callers import Caller
 from serve.protocol import docs, metadata, openapi

@@ -19,6 +19,7 @@ from typing import Any
 
 from kit.errors import InputError, KitError
 from kit.inference.card import Reply
+from kit.inference.compression import QUICK_BYTES, Unpacking, answer_coding, pack
 from kit.inference.errors import TooLargeError
 from kit.inference.failures import encode_error
 from kit.inference.paths import ACTIONS, OPEN_KINDS, Paths, Route, read_header_length
@@ -30,7 +31,6 @@ from serve.guards.callers import Caller
 from serve.guards.gatekeeper import Gatekeeper
 from serve.guards.tokens import UnsettledError
 from serve.protocol.body import read_json, write_json
-from serve.protocol.compression import QUICK_BYTES, Unpacking, answer_coding, pack
 from serve.protocol.rows import encode_rows, parse_rows
 from serve.service import Service
 from serve.watching.logs import RequestIds, RequestLine, RequestLog

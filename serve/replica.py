@@ -22,13 +22,14 @@ from typing import Any
 from kit.errors import KitError, UnavailableError
 from kit.files import create_once
 from kit.inference.card import Card
+from kit.inference.finite import float_outputs, only_finite
 from kit.project import Project
 from kit.settings import ServeSettings
 from kit.settings.serving import CacheSettings, ServedModelSettings
 from kit.signature import Tensors
 from serve.administration import Administration
 from serve.app import App, Rooms
-from serve.batching import Batcher, only_finite
+from serve.batching import Batcher
 from serve.breaker import Breaker
 from serve.caching import MemoryCache, RedisCache, ResponseCache
 from serve.endpoints import release_store, replicas_folder
@@ -290,7 +291,7 @@ class Replica:
             raise
         endpoint, most_rows = self._endpoints[key.model], self._settings.max_queue_rows
         batcher = Batcher(
-            only_finite(loaded.engine.run_validated, outputs=_floats(loaded.card.signature)),
+            only_finite(loaded.engine.run_validated, outputs=float_outputs(loaded.card.signature)),
             max_rows=endpoint.max_batch_rows,
             max_wait_s=endpoint.max_wait_s,
             max_queue_rows=most_rows,
@@ -453,8 +454,3 @@ class Replica:
             )
         if state.status in ("FAILED", "UNAVAILABLE"):
             self._metrics.of(key.model, str(key.number)).unloaded()
-
-
-def _floats(signature: Any) -> tuple[str, ...]:
-    """Name the outputs that must hold numbers."""
-    return tuple(spec.name for spec in signature.outputs if spec.dtype.startswith("float"))

@@ -1,14 +1,13 @@
 """A JSON body, read and written with the standard library, and what any reader of one must look for.
 
-Read exactly: one value, UTF-8, no NaN, no key twice. It knows nothing of what the value means.
+Read exactly: one value, UTF-8, no NaN, no key twice. It knows nothing of what the value means, and imports no
+numpy, which not every process that reads a body has.
 """
 
 from __future__ import annotations
 
 import json
 from typing import Any, NoReturn
-
-import numpy as np
 
 from kit.errors import InputError
 
@@ -37,14 +36,13 @@ def write_json(value: Any) -> bytes:
         value: What JSON holds, finite; or an array of numbers, whose values that are not finite become null
             and of whose float32 no more digits are written than tell them apart.
     """
-    if not isinstance(value, np.ndarray):
+    if not hasattr(value, "dtype"):
         return _ENCODER.encode(value).encode()
     flat = value.reshape(-1)
     if flat.dtype.kind != "f":
         return _ENCODER.encode(flat.tolist()).encode()
-    if np.isfinite(flat).all():
-        return f"[{','.join(map(str, flat))}]".encode()
-    return f"[{','.join(str(each) if np.isfinite(each) else 'null' for each in flat)}]".encode()
+    words = [_NOT_FINITE.get(word, word) for word in map(str, flat)]
+    return f"[{','.join(words)}]".encode()
 
 
 def check_keys(body: bytes, value: Any) -> None:
@@ -75,6 +73,7 @@ def _refuse_constant(word: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_NOT_FINITE = {"nan": "null", "inf": "null", "-inf": "null"}
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 

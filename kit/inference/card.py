@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from kit.inference.body import write_json
-from kit.signature import Signature
+
+if TYPE_CHECKING:
+    from kit.signature import Signature
 
 JSON_HEADERS = ((b"content-type", b"application/json"),)
 

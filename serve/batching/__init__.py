@@ -8,6 +8,5 @@ go in as checked tensors, answers come out.
 from __future__ import annotations
 
 from serve.batching.batcher import Batcher
-from serve.batching.running import Run, only_finite
 
-__all__ = ["Batcher", "Run", "only_finite"]
+__all__ = ["Batcher"]

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from kit.errors import ModelError
+from kit.inference.finite import Run
 from kit.signature import Tensors
-
-#: What runs an engine: validated tensors in, one array per output with as many rows out.
-Run = Callable[[Tensors], Tensors]
 
 #: An answer is a view into its batch's, unless that would keep alive more than this and more than so many
 #: times its own size; then it is a copy.
@@ -79,32 +77,6 @@ def run_batch(run: Run, requests: Sequence[Request], *, max_rows: int) -> Outcom
     """
     batch = _Batch(run, max_rows=max_rows)
     return Outcome(batch.answer(requests), batch.calls, batch.most_rows)
-
-
-def only_finite(run: Run, *, outputs: Sequence[str]) -> Run:
-    """Wrap an engine so that NaN and infinity in its answers are failures of the model.
-
-    Args:
-        run: The engine.
-        outputs: Float outputs that are finite on the golden rows.
-
-    Returns:
-        An engine that raises ``ModelError`` for answers that are not finite; ``run`` itself without outputs.
-    """
-    if not outputs:
-        return run
-    names = tuple(outputs)
-    isfinite = np.isfinite
-
-    def checked(inputs: Tensors) -> Tensors:
-        answers = run(inputs)
-        for name in names:
-            # 1.1 us for ten numbers and faster than a sum for many, which may overflow.
-            if not isfinite(answers[name]).all():
-                raise ModelError(f"the model answers {name!r} with numbers that are not finite")
-        return answers
-
-    return checked
 
 
 class _Batch:

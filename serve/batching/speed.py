@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from kit.inference.finite import Run
 from kit.signature import Tensors
-from serve.batching.running import Run
 
 _SIZES = 34
 _MEASURE_S = 0.5

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from queue import SimpleQueue
 
-from serve.batching.running import Outcome, Request, Run, run_batch
+from kit.inference.finite import Run
+from serve.batching.running import Outcome, Request, run_batch
 
 OnDone = Callable[[Sequence[Request], Outcome], None]
 

@@ -7,13 +7,8 @@ for nothing, runs no model and knows neither Ray nor ASGI.
 
 from kit.inference.card import Card, Reply
 from kit.inference.failures import encode_error
-from kit.inference.metadata import (
-    describe_live,
-    describe_model,
-    describe_model_ready,
-    describe_ready,
-    describe_server,
-)
+from kit.inference.health import describe_live, describe_model_ready, describe_ready, describe_server
+from kit.inference.metadata import describe_model
 from kit.inference.paths import ACTIONS, OPEN_KINDS, Kind, Paths, Route, read_header_length
 from kit.inference.request import InferRequest, RawRequest, Requested, priority_of, timeout_s_of
 from kit.inference.rest import encode_answer, parse_infer

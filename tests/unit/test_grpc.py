@@ -39,7 +39,8 @@ from kit.inference.errors import (
     TooLargeError,
     UnauthorizedError,
 )
-from kit.inference.metadata import describe_model, describe_model_ready, describe_ready, describe_server
+from kit.inference.health import describe_model_ready, describe_ready, describe_server
+from kit.inference.metadata import describe_model
 from kit.inference.paths import Route
 from kit.signature import Signature
 from serve.calls import Answer, Call, Ended

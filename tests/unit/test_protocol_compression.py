@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from kit.errors import InputError
+from kit.inference.compression import QUICK_BYTES, Unpacking, answer_coding, pack
 from kit.inference.paths import Paths
 from kit.signature import Signature, TensorSpec
-from serve.protocol.compression import QUICK_BYTES, Unpacking, answer_coding, pack
 from serve.protocol.rows import parse_rows
 
 PACKED = {b"gzip": gzip.compress, b"deflate": zlib.compress}
