@@ -1,7 +1,7 @@
 """The profile of a model version: one histogram per input column, and how the model answers.
 
 Inputs are described over the rows it was trained on, answers over held-out rows. Later rows and answers
-are compared with it (``kit.drift``), so it is kept with the model version.
+are compared with it (``kit.drift``), so it is kept with the model version. Runs on a device: standard library and numpy.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _answers(outputs: Mapping[str, np.ndarray], signature: Signature) -> dict[st
     if "label" in outputs:
         counts = np.bincount(outputs["label"], minlength=len(signature.classes)).tolist()
         names = map(str, signature.classes)
-        columns["label"] = {"categories": dict(zip(names, counts, strict=True)), "missing": 0}
+        columns["label"] = {"categories": dict(zip(names, counts)), "missing": 0}
     if "probabilities" in outputs:
         columns["confidence"] = _histogram(confidence(outputs["probabilities"]), edges=CONFIDENCE_EDGES)
     if "value" in outputs:

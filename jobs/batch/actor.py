@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.batch.ledger import QUARANTINE, Commit, Ledger, PartFile
-from jobs.batch.observed import OBSERVED, Observed
 from jobs.batch.parts import Layout, Parts
 from jobs.batch.places import Place, open_place
 from jobs.batch.plan import Shard
@@ -32,6 +31,7 @@ from jobs.batch.sources import Chunk, Reading, is_text, read_pieces
 from kit.engines import Engine, open_engine
 from kit.errors import ConflictError
 from kit.model_version import ModelVersion
+from kit.observed import OBSERVED, Observed
 from kit.signature import ClassName, Signature, Tensors
 from kit.store import open_store
 

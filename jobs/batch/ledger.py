@@ -66,7 +66,7 @@ class Commit:
         market: spot, on-demand or local.
         batch_rows: Rows per call of the engine at its end.
         labels: Rows by answered class, in the order of the classes; empty for regression.
-        observed: What rows and answers looked like; see ``jobs.batch.observed``.
+        observed: What rows and answers looked like; see ``kit.observed``.
     """
 
     shard: str

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.batch.cost import Stay, cost, union, worked
-from jobs.batch.observed import MAX_COLUMNS, compare, merge
+from jobs.batch.observed import compare, merge
+from kit.observed import MAX_COLUMNS
 
 if TYPE_CHECKING:
     from jobs.batch.ledger import Commit

@@ -9,9 +9,9 @@ import pytest
 
 from jobs.batch.cost import Stay
 from jobs.batch.ledger import Commit, PartFile
-from jobs.batch.observed import Observed
 from jobs.batch.report import About, build
 from kit.files import canonical_json
+from kit.observed import Observed
 from kit.profile import profile
 from kit.report.records.running import PredictRecord
 from kit.signature import Signature, TensorSpec

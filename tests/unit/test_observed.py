@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.batch.observed import MAX_COLUMNS, Observed, compare, merge
+from jobs.batch.observed import compare, merge
 from kit.errors import InputError
 from kit.files import canonical_json
+from kit.observed import MAX_COLUMNS, Observed
 from kit.profile import profile
 from kit.signature import Signature, Tensors, TensorSpec
 
