@@ -72,7 +72,7 @@ def recent(db: sqlite3.Connection, device: str, *, kind: str, last: int = 200) -
 
 
 def quantile_ms(edges: Sequence[float], counts: Sequence[float], share: float) -> float | None:
-    """Read a quantile off a latency histogram: the upper edge of the bin it falls into.
+    """Read a quantile off a latency histogram, as if the answers of a bin were spread evenly over it.
 
     Args:
         edges: Upper bounds of the bins but the last, ascending, in ms.
@@ -85,11 +85,11 @@ def quantile_ms(edges: Sequence[float], counts: Sequence[float], share: float) -
     total = sum(counts)
     if not edges or not total or len(counts) != len(edges) + 1:
         return None
-    reached = 0.0
+    below, reached = 0.0, 0.0
     for edge, count in zip(edges, counts, strict=False):
-        reached += count
-        if reached >= share * total:
-            return float(edge)
+        if count and reached + count >= share * total:
+            return below + (share * total - reached) / count * (edge - below)
+        below, reached = float(edge), reached + count
     return float(edges[-1])
 
 

@@ -91,10 +91,7 @@ def overview(db: sqlite3.Connection, *, now_ns: int | None = None) -> dict[str, 
         ],
         "bundles": {digest: vars(each) for digest, each in bundles.items()},
         "rollouts": [rollout_row(db, each) for each in rollouts.listed(db, last=10)],
-        "log": [
-            {"at_ns": each.at_ns, "kind": each.kind, "subject": each.subject, "body": each.body}
-            for each in LOG.read(db, last=30)[::-1]
-        ],
+        "log": _log(db, {row["id"]: row["name"] for row in rows}),
     }
 
 
@@ -166,6 +163,16 @@ def device_page(db: sqlite3.Connection, name: str, *, now_ns: int | None = None)
             )
         ],
     }
+
+
+def _log(db: sqlite3.Connection, names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Give the newest entries of the log, newest first; devices that are still there by name."""
+    entries = []
+    for each in LOG.read(db, last=30)[::-1]:
+        device = each.body.get("device", "")
+        body = {**each.body, "device": names.get(device, device)} if device else each.body
+        entries.append({"at_ns": each.at_ns, "kind": each.kind, "subject": each.subject, "body": body})
+    return entries
 
 
 def _waves(kept: Kept, there: set[str]) -> list[dict[str, Any]]:
