@@ -30,7 +30,7 @@ _log = logging.getLogger("kit.fleet")
 _ARCHIVE = re.compile(r"/v1/bundles/([0-9a-f]{64})\.bundle")
 _DELTA = re.compile(r"/v1/deltas/([0-9a-f]{64})-([0-9a-f]{64})\.delta")
 _MAX_TICK_S = 30.0
-_ASKS, _TELLS = Rate(per_s=2.0, burst=60.0), Rate(per_s=0.5, burst=30.0)
+_ASKS, _TELLS = Rate(per_s=2.0, burst=120.0), Rate(per_s=0.5, burst=30.0)
 _ENROLS = Rate(per_s=0.5, burst=20.0)
 
 
