@@ -1,7 +1,8 @@
 """The profile of a model version: one histogram per input column, and how the model answers.
 
 Inputs are described over the rows it was trained on, answers over held-out rows. Later rows and answers
-are compared with it (``kit.drift``), so it is kept with the model version. Runs on a device: standard library and numpy.
+are compared with it (``kit.drift``), so it is kept with the model version. Runs on a device: standard
+library and numpy.
 """
 
 from __future__ import annotations

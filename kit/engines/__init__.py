@@ -80,6 +80,8 @@ class Engine:
             outputs = self.signature.outputs
             return {spec.name: np.zeros((0, *spec.row_shape), DTYPES[spec.dtype]) for spec in outputs}
         answers = self._runtime.run(inputs)
+        if len(answers) == 1:
+            return answers
         return {spec.name: answers[spec.name] for spec in self.signature.outputs}
 
 

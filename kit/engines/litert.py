@@ -24,6 +24,13 @@ except ImportError:
 from kit.errors import InputError
 from kit.signature import Signature, Tensors
 
+_LIMITS = {
+    np.dtype(kind): (int(np.iinfo(kind).min), int(np.iinfo(kind).max))
+    for kind in (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.int64)
+}
+_FAR = 1e30  # scales are larger than 1e-8, so nothing nearer overflows
+_DIRECT = ("SetTensor", "Invoke", "GetTensor")
+
 
 class LiteRT:
     """One interpreter with one or several fixed batch sizes, fed as many times as the rows need."""
@@ -34,17 +41,24 @@ class LiteRT:
     def __init__(self, interpreter: Any, signature: Signature) -> None:
         names = [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs]
         signatures = list(interpreter.get_signature_list())
-        made: list[Any]
+        made: list[_Whole | _Signature]
         if len(signatures) > 1:
             made = [_Signature(interpreter.get_signature_runner(name), *names) for name in signatures]
         else:
             made = [_Whole(interpreter, *names)]
         self._programs = sorted(made, key=lambda program: program.size, reverse=True)
+        self._by_size = {program.size: program for program in self._programs}
         self._outputs = signature.outputs
 
     def run(self, inputs: Tensors) -> Tensors:
         """Run the model on validated tensors, the largest batch first that they fill."""
         n_rows = len(next(iter(inputs.values())))
+        exact = self._by_size.get(n_rows)
+        if exact is not None:  # all rows in one call, most often one row: nothing to cut and join
+            try:
+                return exact.run(inputs)
+            except RuntimeError as error:
+                raise _failed(error) from error
         parts: dict[str, list[np.ndarray]] = {spec.name: [] for spec in self._outputs}
         start = 0
         while start < n_rows:
@@ -54,7 +68,7 @@ class LiteRT:
             try:
                 answer = program.run({name: array[start : start + taken] for name, array in inputs.items()})
             except RuntimeError as error:
-                raise InputError(f"litert fails on these rows: {str(error)[:300]}") from error
+                raise _failed(error) from error
             for name, part in parts.items():
                 part.append(answer[name][:taken])
             start += taken
@@ -88,12 +102,28 @@ class _Signature:
         self._inputs = _by_key(runner.get_input_details(), inputs)
         self._outputs = _by_key(runner.get_output_details(), outputs)
         self.size = int(next(iter(self._inputs.values()))[1]["shape"][0])
+        # Called itself, a signature's runner has all of its memory laid out anew each time, 30 us of a call.
+        # Its sizes are fixed, so what it does then is done here once it has been called.
+        self._direct: Any = None
+        self._subgraph = getattr(runner, "_subgraph_index", None)
 
     def run(self, inputs: Tensors) -> Tensors:
+        if self._direct is not None:
+            direct, subgraph = self._direct, self._subgraph
+            for name, (_, detail) in self._inputs.items():
+                direct.SetTensor(detail["index"], _filled(inputs[name], detail, size=self.size), subgraph)
+            direct.Invoke(subgraph)
+            return {
+                name: _dequantised(direct.GetTensor(detail["index"], subgraph), detail)
+                for name, (_, detail) in self._outputs.items()
+            }
         fed = {
             key: _filled(inputs[name], detail, size=self.size) for name, (key, detail) in self._inputs.items()
         }
         answers = self._runner(**fed)
+        wrapper = getattr(self._runner, "_interpreter_wrapper", None)
+        if self._subgraph is not None and all(hasattr(wrapper, name) for name in _DIRECT):
+            self._direct = wrapper
         return {name: _dequantised(answers[key], detail) for name, (key, detail) in self._outputs.items()}
 
 
@@ -135,6 +165,10 @@ def _without_notices() -> Iterator[None]:
         os.close(saved)
 
 
+def _failed(error: RuntimeError) -> InputError:
+    return InputError(f"litert fails on these rows: {str(error)[:300]}")
+
+
 def _by_name(details: list[dict[str, Any]], names: list[str]) -> dict[str, dict[str, Any]]:
     """Match tensors by name, or by position where the file has one tensor only."""
     there = {detail["name"]: detail for detail in details}
@@ -167,12 +201,24 @@ def _quantised(rows: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     dtype = detail["dtype"]
     scale, zero_point = detail["quantization"]
     if np.issubdtype(dtype, np.integer) and rows.dtype.kind == "f" and scale:
-        limits = np.iinfo(dtype)
-        with np.errstate(over="ignore"):  # an extreme saturates, as in the kernels
-            levels = np.clip(np.rint(rows / scale) + zero_point, limits.min, limits.max)
-        # 8 bits have no NaN; the level of 0 is the same answer on every machine.
-        return np.asarray(np.where(np.isnan(levels), zero_point, levels), dtype=dtype)
+        return _levels(rows, scale, zero_point, dtype)
     return np.ascontiguousarray(rows, dtype=dtype)  # 64-bit integers, which LiteRT reads as 32-bit ones
+
+
+def _levels(rows: np.ndarray, scale: float, zero_point: int, dtype: Any) -> np.ndarray:
+    limits = _LIMITS[np.dtype(dtype)]
+    flat = rows.reshape(-1)
+    least, most = flat.argmin(), flat.argmax()  # the place of NaN, if there is any
+    if float(flat[least]) > -_FAR and float(flat[most]) < _FAR:
+        levels = np.rint(rows / scale)
+        levels += zero_point
+        found = levels.reshape(-1)  # rounding keeps the order, so the ends are where they were
+        if found[least] >= limits[0] and found[most] <= limits[1]:
+            return np.asarray(levels, dtype=dtype)
+    with np.errstate(over="ignore"):  # an extreme saturates, as in the kernels
+        levels = np.clip(np.rint(rows / scale) + zero_point, *limits)
+    # 8 bits have no NaN; the level of 0 is the same answer on every machine.
+    return np.asarray(np.where(np.isnan(levels), zero_point, levels), dtype=dtype)
 
 
 def _dequantised(answer: np.ndarray, detail: dict[str, Any]) -> np.ndarray:

@@ -19,6 +19,10 @@ class TooLargeError(InputError):
     """A body is larger than the endpoint accepts."""
 
 
+class NotFiniteError(ModelError):
+    """A version answers with NaN or infinity."""
+
+
 class UnauthorizedError(InputError):
     """A request carries no key or token, or one that does not count."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kit.errors import ModelError
+from kit.inference.errors import NotFiniteError
 from kit.signature import Signature, Tensors
 
 #: What runs an engine: validated tensors in, one array per output with as many rows out.
@@ -26,7 +26,7 @@ def only_finite(run: Run, *, outputs: Sequence[str]) -> Run:
         outputs: Float outputs that are finite on the golden rows.
 
     Returns:
-        An engine that raises ``ModelError`` for answers that are not finite; ``run`` itself without outputs.
+        An engine that raises ``NotFiniteError`` for answers that are not finite; ``run`` itself without outputs.
     """
     if not outputs:
         return run
@@ -38,7 +38,7 @@ def only_finite(run: Run, *, outputs: Sequence[str]) -> Run:
         for name in names:
             # 1.1 us for ten numbers and faster than a sum for many, which may overflow.
             if not isfinite(answers[name]).all():
-                raise ModelError(f"the model answers {name!r} with numbers that are not finite")
+                raise NotFiniteError(f"the model answers {name!r} with numbers that are not finite")
         return answers
 
     return checked

@@ -71,7 +71,9 @@ class InputPlan:
         self.row_shape = spec.row_shape
         self.row_size = spec.row_size
         self._bounded = spec.minimum is not None or spec.maximum is not None
-        self._low, self._high = _limits(spec)
+        self._low: Any
+        self._high: Any
+        self._low, self._high = spec.limits or (None, None)
         self._row = list(spec.row_shape)
         self._dtype = DTYPES[spec.dtype]
         self._code = _PACK_CODES.get(spec.dtype)
@@ -155,17 +157,6 @@ class InputPlan:
         pack = struct.Struct(f"={count}{self._code}").pack
         self._packers[count] = pack
         return pack
-
-
-def _limits(spec: TensorSpec) -> tuple[float | None, float | None]:
-    """Give the least and the greatest value of an input, None where its dtype is the only limit."""
-    dtype = DTYPES[spec.dtype]
-    if dtype.kind not in "fiu" or (dtype.kind != "f" and spec.minimum is None and spec.maximum is None):
-        return None, None
-    limits: Any = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
-    low = limits.min if spec.minimum is None else spec.minimum
-    high = limits.max if spec.maximum is None else spec.maximum
-    return (float(low), float(high)) if dtype.kind == "f" else (low, high)
 
 
 def output_head(spec: TensorSpec, n_rows: int) -> bytes:
