@@ -52,7 +52,7 @@ class BundleMaker:
         self,
         *,
         release: int = 1,
-        network: str = "right",
+        network: str | bytes = "right",
         golden_shift: float = 0.0,
         manifest: Mapping[str, Any] | None = None,
         key: Path | None = None,
@@ -61,14 +61,15 @@ class BundleMaker:
 
         Args:
             release: Its release counter.
-            network: ``right``; ``nan`` answers NaN; ``hang`` never answers.
+            network: ``right``; ``nan`` answers NaN; ``hang`` never answers; or an ONNX file.
             golden_shift: Added to the golden answers' logits of class 1, so that they are wrong.
             manifest: Entries that replace the manifest's.
             key: The private key that signs, where it shall not be the project's.
         """
         folder = self.folder / f"sealed-{len(self.made)}"
         (folder / "golden").mkdir(parents=True)
-        (folder / "model.bin").write_bytes(_onnx(network))
+        model = network if isinstance(network, bytes) else _onnx(network)
+        (folder / "model.bin").write_bytes(model)
         features = {"name": "features", "dtype": "float32", "shape": [-1, 2], "columns": ["width", "height"]}
         logits = {"name": "logits", "dtype": "float32", "shape": [-1, 2]}
         label = {"name": "label", "dtype": "int64", "shape": [-1], "classes": ["low", "high"]}

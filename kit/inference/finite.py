@@ -26,7 +26,7 @@ def only_finite(run: Run, *, outputs: Sequence[str]) -> Run:
         outputs: Float outputs that are finite on the golden rows.
 
     Returns:
-        An engine that raises ``NotFiniteError`` for answers that are not finite; ``run`` itself without outputs.
+        An engine that raises ``NotFiniteError`` for other answers; ``run`` itself without outputs.
     """
     if not outputs:
         return run

@@ -37,6 +37,7 @@ DEVICE_CORE = {
     "kit.gauge": {"numpy"},
     "kit.golden": {"numpy"},
     "kit.inference": set(),
+    "kit.inference.asking": {"numpy"},
     "kit.inference.binary": {"numpy"},
     "kit.inference.body": set(),
     "kit.inference.card": set(),
