@@ -27,6 +27,7 @@ DEVICE_CORE = {
     "kit.arithmetic": {"numpy"},
     "kit.bundle": {"numpy", "cryptography"},
     "kit.child": set(),
+    "kit.delta": {"numpy", "bsdiff4"},  # bsdiff4 where deltas are made, never on a device
     "kit.engines": {"numpy"},
     "kit.engines.litert": {"numpy", "ai_edge_litert", "tflite_runtime"},
     "kit.engines.onnxruntime": {"numpy", "onnxruntime"},
@@ -63,6 +64,9 @@ DEVICE_CORE = {
     "kit.steps": {"numpy"},
     "kit.wire": {"numpy"},
 }
+
+#: What a module of the agent imports where it is installed, besides.
+OPTIONAL = {"edge.agent.pulling.notices": {"paho"}}
 
 #: What `kit --help` must not wait for; imported inside functions in kit and edge.
 HEAVY = {
@@ -138,7 +142,7 @@ DEVICE_FILES = [
 
 @pytest.mark.parametrize("path", DEVICE_FILES, ids=ids)
 def test_what_runs_on_a_device_sees_the_device_core_alone(path: Path) -> None:
-    more = DEVICE_CORE.get(module_of(path), {"numpy", "cryptography"})
+    more = (DEVICE_CORE | OPTIONAL).get(module_of(path), {"numpy", "cryptography"})
     for name in found(path):
         if top(name) in OURS:
             assert name in DEVICE_CORE or name == "kit" or name.startswith("edge.agent"), name
