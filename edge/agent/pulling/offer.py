@@ -117,7 +117,7 @@ def read_offer(data: bytes, *, url: str) -> Offer:
     rollout = value["rollout"][:_MAX_TEXT] if _is_text(value.get("rollout")) else ""
     if kind == RETURN:
         return Offer(kind, poll_s, digest=digest, keyring=keyring, rollout=rollout)
-    deltas = value.get("deltas") or []
+    deltas = [] if value.get("deltas") is None else value["deltas"]
     if not isinstance(deltas, list) or len(deltas) > MAX_DELTAS:
         raise InputError(f"the offer's 'deltas' is no list of at most {MAX_DELTAS}")
     return Offer(
