@@ -10,14 +10,14 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kit.errors import InputError, nearest
-from kit.signature import Signature
+from kit.signature import ClassName, Signature
 
 SUFFIXES = (".csv", ".json", ".jsonl")
 """File types that can be read; the suffix decides."""
@@ -43,16 +43,37 @@ def read_rows(path: Path, *, signature: Signature, limit: int | None = None) -> 
         InputError: The file is absent, of another type, empty or not what its suffix says; the sentence
             names the row, counted from 0.
     """
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"rows cannot be read from {path}", hint=f"name a file of {', '.join(SUFFIXES)}")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist", hint="name a file of rows") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    return parse_rows(data, path=path, signature=signature, limit=limit)
+
+
+def parse_rows(
+    data: bytes, *, path: Path, signature: Signature, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Read rows of a file that somebody else has opened.
+
+    Args:
+        data: All of it.
+        path: What messages call it; its suffix decides.
+        signature: See ``read_rows``.
+        limit: See ``read_rows``.
+
+    Raises:
+        InputError: See ``read_rows``.
+    """
     readers = {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _jsonl_rows}
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise InputError(f"rows cannot be read from {path}", hint=f"name a file of {', '.join(SUFFIXES)}")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist", hint="name a file of rows") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: byte {error.start} is wrong") from error
     rows = list(itertools.islice(readers[suffix](text, path, signature), limit))
@@ -62,24 +83,31 @@ def read_rows(path: Path, *, signature: Signature, limit: int | None = None) -> 
 
 
 def answer_lines(answers: Mapping[str, np.ndarray], *, signature: Signature) -> Iterator[str]:
-    """Write answers as JSON Lines.
+    """Write answers as JSON Lines, without their newlines; see ``answer_rows``."""
+    for row in answer_rows(answers, classes=signature.classes):
+        yield json.dumps(row, ensure_ascii=False)
+
+
+def answer_rows(
+    answers: Mapping[str, np.ndarray], *, classes: Sequence[ClassName]
+) -> Iterator[dict[str, Any]]:
+    """Give answers row by row.
 
     Args:
         answers: What ``kit.runner.Runner.run`` returned.
-        signature: Names the classes.
+        classes: Names the classes.
 
     Yields:
-        One line per row, without its newline: ``label`` (the class's name) and ``probabilities`` (in the
-        order of the classes), or ``value``; null where a figure is not finite.
+        One object per row: ``label`` (the class's name) and ``probabilities`` (in the order of the classes),
+        or ``value``; None where a figure is not finite.
     """
     if "value" in answers:
         for value in answers["value"]:
-            yield json.dumps({"value": _short(value)})
+            yield {"value": _short(value)}
         return
-    labels = signature.class_names(answers["label"])
-    for row, label in enumerate(labels):
+    for row, label in enumerate(answers["label"]):
         probabilities = [_short(value) for value in answers["probabilities"][row]]
-        yield json.dumps({"label": label, "probabilities": probabilities}, ensure_ascii=False)
+        yield {"label": classes[int(label)], "probabilities": probabilities}
 
 
 def _short(value: Any) -> float | None:

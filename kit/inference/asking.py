@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from kit.errors import InputError, KitError, UnavailableError
+from kit.errors import InputError, UnavailableError
 from kit.inference.binary import decode_binary, encode_binary
 from kit.inference.body import write_json
 from kit.inference.card import Reply
-from kit.inference.errors import STATUSES
+from kit.inference.failures import read_error
 from kit.signature import DTYPES, Tensors, TensorSpec
 from kit.wire import DATATYPES, dtype_of
 
@@ -66,7 +66,7 @@ def read_answer(reply: Reply) -> Tensors:
         UnavailableError: The answer is none of the protocol.
     """
     if reply.status != 200:
-        raise error_of(reply)
+        raise read_error(reply)
     length = dict(reply.headers).get(_HEADER_LENGTH)
     try:
         end = int(length) if length is not None else len(reply.body)
@@ -84,13 +84,3 @@ def read_answer(reply: Reply) -> Tensors:
     except (KeyError, TypeError, ValueError) as error:
         raise UnavailableError(f"what came is no answer of the protocol: {error}") from error
     return found
-
-
-def error_of(reply: Reply) -> KitError:
-    """Make an answer that is none the error it stands for."""
-    try:
-        said = str(json.loads(reply.body)["error"])
-    except (KeyError, TypeError, ValueError):
-        said = f"status {reply.status}"
-    kind = next((kind for kind, status, _ in reversed(STATUSES) if status == reply.status), KitError)
-    return kind(said)

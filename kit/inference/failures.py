@@ -5,6 +5,7 @@ Which error has which status is ``kit.inference.errors``'s.
 
 from __future__ import annotations
 
+import json
 import math
 
 from kit.errors import KitError
@@ -39,3 +40,13 @@ def _headers(error: KitError) -> tuple[tuple[bytes, bytes], ...]:
     if isinstance(error, (OverloadedError, BrokenError)):
         return ((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))),)
     return ()
+
+
+def read_error(reply: Reply) -> KitError:
+    """Make an answer that is none the error it stands for."""
+    try:
+        said = str(json.loads(reply.body)["error"])
+    except (KeyError, TypeError, ValueError):
+        said = f"status {reply.status}"
+    kind = next((kind for kind, status, _ in reversed(STATUSES) if status == reply.status), KitError)
+    return kind(said)

@@ -25,7 +25,7 @@ from edge.agent.running.supervisor import Loaded, Supervisor
 from edge.agent.telemetry.latencies import Latencies, outcome_of
 from kit.errors import InputError, KitError, NotFoundError, UnavailableError, nearest
 from kit.files import write_atomic
-from kit.inference.body import MAX_SHOWN_CHARS
+from kit.inference.body import MAX_SHOWN_CHARS, write_json
 from kit.inference.card import Reply
 from kit.inference.compression import Unpacking, answer_coding, pack
 from kit.inference.errors import TooLargeError, UnauthorizedError
@@ -43,7 +43,7 @@ EXTENSIONS = ("binary_tensor_data", "parameters")
 _MAX_CONNECTIONS = 64
 _STACK_BYTES = 512 << 10
 _BACKLOG = 64
-_KINDS = frozenset({"live", "ready", "server", "model", "model_ready", "infer"})
+_KINDS = frozenset({"live", "ready", "server", "index", "model", "model_ready", "infer"})
 _FULL = UnavailableError("too many connections are open", hint="close some, or ask again later")
 
 _log = logging.getLogger("kit.agent")
@@ -197,12 +197,23 @@ class Api:
             return describe_ready(ready=supervisor.loaded is not None and not supervisor.failure)
         if route.kind == "server":
             return describe_server(EXTENSIONS)
+        if route.kind == "index":
+            return self._index()
         loaded = self._loaded(route)
         if route.kind == "model_ready":
             return describe_model_ready(
                 loaded.name, ready=supervisor.loaded is not None and not supervisor.failure
             )
         return supervisor.describe()
+
+    def _index(self) -> Reply:
+        """List the one model there is, as the protocol's repository index does."""
+        loaded = self._supervisor.last_loaded
+        if loaded is None:
+            return Reply(200, b"[]")
+        state = "READY" if self._supervisor.loaded is not None else "UNAVAILABLE"
+        entry = {"name": loaded.name, "version": loaded.version, "state": state, "reason": ""}
+        return Reply(200, write_json([entry]))
 
     def _loaded(self, route: Route) -> Loaded:
         """Give what answers a route's model, or answered last.

@@ -231,6 +231,22 @@ class Supervisor:
         self._judge(outcome)
         return Answered(outcome, reply, time.monotonic() - began_s)
 
+    def rows(self, body: bytes, *, name: str) -> Answered:
+        """Answer the rows of a file, as JSON Lines.
+
+        Args:
+            body: The file.
+            name: Its name, whose suffix says what it is.
+
+        Raises:
+            UnavailableError: As ``infer``; ``ModelError`` likewise.
+        """
+        began_s = time.monotonic()
+        said, reply = self._exchange({"op": "rows", "name": name}, body, began_s=began_s)
+        outcome = str(said.get("outcome"))
+        self._judge(outcome)
+        return Answered(outcome, reply, time.monotonic() - began_s)
+
     def describe(self) -> Reply:
         """Give the model's metadata.
 

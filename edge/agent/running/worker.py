@@ -107,6 +107,8 @@ class Worker:
         op = header["op"]
         if op == "infer":
             return self._infer(header, body)
+        if op == "rows":
+            return self._rows(header, body)
         if op == "model":
             return "ok", describe_model(self.card, platform=self._platform)
         if op == "window":
@@ -136,6 +138,27 @@ class Worker:
             return "refused", encode_error(error)
         self._count(request, answers)
         return "ok", reply
+
+    def _rows(self, header: Mapping[str, Any], body: bytes) -> tuple[str, Reply]:
+        """Answer the rows of a file, as JSON Lines."""
+        from edge.agent import rows  # only where a folder is watched
+
+        signature = self.card.signature
+        try:
+            table = rows.parse_rows(body, path=Path(header["name"]), signature=signature)
+            inputs = signature.from_rows(table)
+            answers = self._checked(inputs) if table else {}
+            lines = rows.answer_lines(answers, signature=signature) if table else iter(())
+            text = "".join(f"{line}\n" for line in lines)
+        except NotFiniteError as error:
+            return "nan", encode_error(error)
+        except ModelError as error:
+            return "model", encode_error(error)
+        except KitError as error:
+            return "refused", encode_error(error)
+        if table:
+            self._ready_to_count = self._counts.add(inputs, answers) or self._ready_to_count
+        return "ok", Reply(200, text.encode())
 
     def _answered(self, inputs: Tensors) -> Tensors:
         try:
