@@ -166,6 +166,27 @@ def bench(folder: Path, *, json_file: Path | None) -> int:
     return 0 if found.golden_passed else 1
 
 
+def enrol(folder: Path, *, code: str, **settings: Any) -> int:
+    """Make the device known to a fleet server, with a one-time code.
+
+    Args:
+        folder: The device folder.
+        code: The code; ``-`` reads it from stdin, so that it stands in no list of processes.
+        settings: What ``edge.agent.pulling.enrol.enrol`` takes.
+
+    Returns:
+        0.
+
+    Raises:
+        KitError: The code, the server or the folder breaks a rule.
+    """
+    from edge.agent.pulling import enrol as enrolment  # what needs no network imports none
+
+    shown = sys.stdin.readline().strip() if code == "-" else code
+    print(f"enrolled as {enrolment.enrol(folder, code=shown, **settings)}")
+    return 0
+
+
 def _trial(folder: Path, *, digest: str) -> int:
     found = trial.examine_as_child(Device.open(folder), digest=digest)
     print(json.dumps(found), flush=True)
@@ -222,6 +243,15 @@ def _parser() -> argparse.ArgumentParser:
     add("health", health, "Print what the device runs and how well, as one JSON object.")
     measuring = add("bench", bench, "Measure the current slot, as one JSON object.")
     measuring.add_argument("--json-file", type=Path, metavar="FILE", help="where to write it, too")
+    joining = add("enrol", enrol, "Make this device known to a fleet server, with a one-time code.")
+    joining.add_argument("--server", required=True, metavar="URL", help="the server, https://...")
+    joining.add_argument("--code", required=True, metavar="CODE", help="the code; - reads it from stdin")
+    joining.add_argument(
+        "--name", metavar="NAME", help="what to be called; this machine's name when left out"
+    )
+    joining.add_argument("--ca-file", type=Path, metavar="FILE", help="certificates that sign the server's")
+    joining.add_argument("--plain-http", action="store_true", help="allow a server without TLS elsewhere")
+    joining.add_argument("--again", action="store_true", help="replace the token that is there")
     trying = add("trial", _trial, "Examine one slot; the agent calls this in a child process.")
     trying.add_argument("digest", metavar="DIGEST", help="the slot")
     return parser

@@ -86,6 +86,7 @@ def download(
             have = 0
         started_at = have
         if have < wanted.size_bytes:
+            ledger.left()
             response = _ask(client, wanted, part=part, have=have, headers=headers)
             with response:
                 started_at = _offset(response, wanted, part=part, have=have)
