@@ -1,23 +1,23 @@
-"""The agent's command line: ``python -m edge.agent run|predict|health|bench DIR``.
+"""The agent's command line: ``python -m edge.agent run|predict|health|bench|configure|unit|enrol DIR``.
 
-It parses, calls, prints, and turns an error into one sentence and an exit code.
+It parses, calls, prints, and turns an error into one sentence and an exit code. Each command imports what it
+needs: the one that runs for months has no use for what the others load.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edge.agent import install, rows, trial
+from edge.agent.config import Config, configure, read_config
 from edge.agent.device import Device
-from kit import errors, files, gauge
-from kit.runner import Runner
+from kit import errors
 
 _log = logging.getLogger("kit.agent")
 
@@ -47,16 +47,16 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def run(folder: Path, *, once: bool, poll_s: float) -> int:
-    """Install what waits in ``incoming/``, then go on watching it.
+def run(folder: Path, *, once: bool, poll_s: float | None) -> int:
+    """Install what waits in ``incoming/`` and answer from what is confirmed, until told to stop.
 
     Args:
         folder: The device folder.
-        once: Return after one pass.
-        poll_s: Time between two looks, in seconds.
+        once: Install what waits, then return.
+        poll_s: Time between two looks into ``incoming/``, in seconds; None as it is configured.
 
     Returns:
-        0: the device runs a verified bundle.
+        0: the device runs a verified bundle, or was told to stop.
 
     Raises:
         ConflictError: Another agent runs on this folder.
@@ -65,19 +65,17 @@ def run(folder: Path, *, once: bool, poll_s: float) -> int:
         UnavailableError: The disk is full or cannot be written.
     """
     device = Device.open(folder)
+    config = read_config(folder)
+    if poll_s is not None:
+        config = dataclasses.replace(config, poll_s=poll_s)
     with device.lock():
         device.prepare()
-        _finish(install.recover(device))
         if not once:
-            _log.info(f"watching {device.incoming}")
-        said = ""
-        while not once:
-            trouble = _trouble(device)
-            if trouble and trouble != said:  # once, not at every look
-                _log.warning(f"warning: {trouble}; trying again every {poll_s:g} s")
-            said = trouble
-            time.sleep(poll_s)
-        _install_waiting(device)
+            from edge.agent import service
+
+            service.serve(device, config)
+            return 0
+        _install_all(device, config)
         device.good_slot()
     return 0
 
@@ -97,6 +95,10 @@ def predict(folder: Path, *, input: Path, output: Path | None, limit: int | None
     Raises:
         KitError: The device, the file or a row breaks a rule.
     """
+    from edge.agent import rows, trial
+    from kit import files
+    from kit.runner import Runner
+
     good = Device.open(folder).good_slot()
     if good.fell_back:
         _log.warning(f"warning: answering from the previous bundle: {good.fell_back}")
@@ -124,6 +126,8 @@ def health(folder: Path) -> int:
         NotFoundError: The folder is no device.
         VerificationError: The state cannot be read.
     """
+    from edge.agent import trial
+
     device = Device.open(folder)
     state = device.state()
     found: dict[str, Any] = {
@@ -156,6 +160,9 @@ def bench(folder: Path, *, json_file: Path | None) -> int:
     Raises:
         KitError: The device runs nothing, or its engine is missing, crashed or refuses the file.
     """
+    from edge.agent import trial
+    from kit import files, gauge
+
     good = Device.open(folder).good_slot()
     if good.fell_back:
         _log.warning(f"warning: measuring the previous bundle: {good.fell_back}")
@@ -187,31 +194,63 @@ def enrol(folder: Path, *, code: str, **settings: Any) -> int:
     return 0
 
 
+def set_up(folder: Path, *, changes: list[str]) -> int:
+    """Change ``agent.json`` and print what it holds.
+
+    Args:
+        folder: The device folder.
+        changes: ``KEY=VALUE`` each; none prints alone.
+
+    Returns:
+        0.
+
+    Raises:
+        NotFoundError: The folder is no device.
+        SettingsError: A key is unknown, or a value breaks a rule; nothing was changed.
+    """
+    Device.open(folder)
+    print(json.dumps(configure(folder, changes), indent=2, sort_keys=True))
+    return 0
+
+
+def unit(folder: Path, *, user: str | None) -> int:
+    """Print the systemd unit that runs this agent.
+
+    Args:
+        folder: The device folder.
+        user: Who runs it; None for the folder's owner.
+
+    Returns:
+        0.
+
+    Raises:
+        KitError: The folder is no device, or its configuration breaks a rule.
+    """
+    from edge.agent import systemd
+
+    Device.open(folder)
+    inbox = read_config(folder).inbox
+    writable = (inbox.incoming, inbox.results, inbox.failed) if inbox is not None else ()
+    sys.stdout.write(systemd.unit(folder, user=user, writable=writable))
+    return 0
+
+
 def _trial(folder: Path, *, digest: str) -> int:
+    from edge.agent import trial
+
     found = trial.examine_as_child(Device.open(folder), digest=digest)
     print(json.dumps(found), flush=True)
     return 1 if found["reason"] else 0
 
 
-def _install_waiting(device: Device) -> None:
+def _install_all(device: Device, config: Config) -> None:
+    from edge.agent import install
+
+    _finish(install.recover(device))
     if device.state().staged is not None:  # a full disk stopped the last pass half-way
         _finish(install.recover(device))
     for path in device.waiting():
         _finish(install.install(device, path))
-
-
-def _trouble(device: Device) -> str:
-    """Install what waits; say what this machine lacks for it, empty when nothing.
-
-    A full disk gets room again and a pulled card comes back, so neither ends a watching agent.
-    """
-    try:
-        _install_waiting(device)
-    except (errors.UnavailableError, errors.NotFoundError) as error:
-        return error.message
-    except OSError as error:
-        return f"{error.filename or device.folder} cannot be used: {error.strerror}"
-    return ""
 
 
 def _finish(steps: Iterator[str]) -> None:
@@ -231,10 +270,10 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    running = add("run", run, "Install what waits in incoming/, then go on watching it.")
+    running = add("run", run, "Install what waits in incoming/ and answer from what is confirmed.")
     running.add_argument("--once", action="store_true", help="return after one pass")
     running.add_argument(
-        "--poll-s", type=_seconds, default=1.0, metavar="S", help="seconds between two looks (default 1)"
+        "--poll-s", type=_seconds, metavar="S", help="seconds between two looks, in place of agent.json's"
     )
     asking = add("predict", predict, "Answer the rows of a file, as JSON Lines.")
     asking.add_argument("--input", type=Path, required=True, metavar="FILE", help="rows: .csv, .jsonl, .json")
@@ -252,6 +291,12 @@ def _parser() -> argparse.ArgumentParser:
     joining.add_argument("--ca-file", type=Path, metavar="FILE", help="certificates that sign the server's")
     joining.add_argument("--plain-http", action="store_true", help="allow a server without TLS elsewhere")
     joining.add_argument("--again", action="store_true", help="replace the token that is there")
+    setting = add("configure", set_up, "Change agent.json, and print what it holds.")
+    setting.add_argument(
+        "changes", nargs="*", metavar="KEY=VALUE", help="such as model.timeout_s=5; KEY= takes one away"
+    )
+    printing = add("unit", unit, "Print the systemd unit that runs this agent.")
+    printing.add_argument("--user", metavar="NAME", help="who runs it; the folder's owner when left out")
     trying = add("trial", _trial, "Examine one slot; the agent calls this in a child process.")
     trying.add_argument("digest", metavar="DIGEST", help="the slot")
     return parser

@@ -36,9 +36,10 @@ def started(folder: Path) -> subprocess.Popen[str]:
 
 
 def watching(folder: Path) -> subprocess.Popen[str]:
-    """Start an agent and wait until it holds the folder's lock."""
+    """Start an agent and wait until it looks for what arrives."""
     process = started(folder)
-    assert "watching" in process.stderr.readline()
+    assert process.stderr is not None
+    assert any("watching" in line for line in process.stderr)
     return process
 
 

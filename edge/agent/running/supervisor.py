@@ -38,6 +38,8 @@ _log = logging.getLogger("kit.agent")
 _KINDS = {kind.__name__: kind for kind, _ in EXIT_CODES}
 _LOOK_S = 0.25  # between two looks at the memory of a process that is computing
 _IDLE_LOOK_S = 1.0
+_SWITCH_S = 5.0
+_WINDOW_S = 2.0  # the agent has more to do than to wait for counts
 _HEADER_ROOM = 1 << 16
 _ANSWER_TIMES = 8  # an answer may be so many times as large as the largest question
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -94,14 +96,21 @@ class Supervisor:
         folder: The device folder.
         limits: What the process may take.
         told: Called from a thread of its own with a word (``restarted`` or ``failed``) and a sentence.
+        beat: Called now and then while ``start`` waits.
     """
 
     def __init__(
-        self, folder: Path, *, limits: Limits | None = None, told: Callable[[str, str], None] | None = None
+        self,
+        folder: Path,
+        *,
+        limits: Limits | None = None,
+        told: Callable[[str, str], None] | None = None,
+        beat: Callable[[], None] | None = None,
     ) -> None:
         self._folder = folder.resolve()
         self._limits = limits or Limits()
         self._told = told or (lambda what, why: None)
+        self._beat = beat or (lambda: None)
         self._turn = threading.Lock()  # whose holder may use the channel
         self._change = threading.Condition()  # guards what follows
         self._waiting = 0
@@ -151,27 +160,33 @@ class Supervisor:
         return process.resident_bytes() if process is not None else 0
 
     def start(self, digest: str) -> Loaded:
-        """Start a slot's process and wait until it answers; one that runs another slot is stopped first.
+        """Start a slot's process and wait until it answers; one that answers meanwhile is then ended.
 
         Raises:
-            KitError: The slot does not verify, cannot be loaded, or its process does not come up.
+            KitError: The slot does not verify, cannot be loaded, or its process does not come up. What
+                answered before goes on, and is no longer started anew when it ends.
         """
-        self.stop()
         with self._change:
             self._generation += 1
             generation = self._generation
-            self._digest, self._failure = digest, ""
-            self._restarts, self._answers = Restarts(self._limits), Answers(self._limits)
         try:
-            process, loaded = self._spawn(digest)
+            process, loaded = self._spawn(digest, beat=self._beat)
         except BaseException:
             with self._change:
-                self._digest = None
+                if self._process is None:
+                    self._digest = None
                 self._change.notify_all()
             raise
         with self._change:
+            before = self._process
+            self._digest, self._failure = digest, ""
+            self._restarts, self._answers = Restarts(self._limits), Answers(self._limits)
             self._process, self._loaded, self._last_loaded = process, loaded, loaded
             self._change.notify_all()
+        if before is not None:
+            if self._turn.acquire(timeout=_SWITCH_S):  # a request in work is answered first
+                self._turn.release()
+            _end(before)
         thread = threading.Thread(target=self._watch, args=(process, generation), daemon=True)
         thread.name = f"watch-{digest[:12]}"
         thread.start()
@@ -184,9 +199,7 @@ class Supervisor:
             process, self._process, self._loaded, self._digest = self._process, None, None, None
             self._change.notify_all()
         if process is not None:
-            process.kill("stopped")
-            process.popen.wait()
-            process.channel.close()
+            _end(process)
 
     def ask(self, tensors: Mapping[str, Any]) -> Tensors:
         """Answer tensors.
@@ -260,7 +273,8 @@ class Supervisor:
         if self._loaded is None:
             return {}
         try:
-            _, reply = self._exchange({"op": "window"}, b"", began_s=time.monotonic())
+            waited_s = max(0.0, self._limits.timeout_s - _WINDOW_S)
+            _, reply = self._exchange({"op": "window"}, b"", began_s=time.monotonic() - waited_s)
         except KitError:
             return {}
         found = json.loads(reply.body)
@@ -320,7 +334,7 @@ class Supervisor:
                 self._change.wait(left_s)
             return self._process
 
-    def _spawn(self, digest: str) -> tuple[_Process, Loaded]:
+    def _spawn(self, digest: str, *, beat: Callable[[], None] | None = None) -> tuple[_Process, Loaded]:
         ours, theirs = socket.socketpair()
         limits = self._limits
         asked = {
@@ -342,7 +356,7 @@ class Supervisor:
         ours.settimeout(_LOOK_S)
         channel = Channel(ours, max_body_bytes=_ANSWER_TIMES * limits.max_body_bytes)
         process = _Process(popen, channel)
-        wait = _Patience(process, timeout_s=limits.start_timeout_s)
+        wait = _Patience(process, timeout_s=limits.start_timeout_s, beat=beat)
         try:
             said, _ = channel.receive(patience=wait)
         except BaseException as error:
@@ -395,9 +409,7 @@ class Supervisor:
                 break
             with self._change:
                 if self._generation != generation:
-                    process.kill("stopped")
-                    process.popen.wait()
-                    process.channel.close()
+                    _end(process)
                     return
                 self._process, self._loaded, self._last_loaded = process, loaded, loaded
                 self._change.notify_all()
@@ -422,17 +434,28 @@ def _unanswered(process: _Process, *, late: bool) -> KitError:
     return ModelError(f"the model's process ended while it answered{why}", hint="see the agent's log")
 
 
+def _end(process: _Process) -> None:
+    process.kill("stopped")
+    process.popen.wait()
+    process.channel.close()
+
+
 class _Patience:
     """What is done while an answer is awaited: look at the memory, and at the time."""
 
-    def __init__(self, process: _Process, *, timeout_s: float) -> None:
+    def __init__(
+        self, process: _Process, *, timeout_s: float, beat: Callable[[], None] | None = None
+    ) -> None:
         self._process = process
+        self._beat = beat
         self._timeout_s = timeout_s
         self._end_s = time.monotonic() + timeout_s
         self.over = False
 
     def __call__(self) -> None:
         process = self._process
+        if self._beat is not None:
+            self._beat()
         if time.monotonic() >= self._end_s:
             self.over = True
             process.kill(f"it did not answer within {self._timeout_s:g} s")
