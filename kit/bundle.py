@@ -2,7 +2,8 @@
 
 The one way to open a bundle, on the machine that exports, before a flash and on the device, so what
 one of them lets pass the others do too. ``kit.archive`` knows the file it came in and ``kit.runner``
-answers from it. Runs on a device: standard library and what checks signatures.
+answers from it. Runs on a device: standard library and what checks signatures, which is imported when a
+bundle is opened: the agent has this module in memory for months and opens a bundle for a moment.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kit.archive import BUNDLE_FILES
 from kit.errors import InputError, VerificationError
 from kit.files import read_json
-from kit.seal import open_sealed
-from kit.signature import Signature
+
+if TYPE_CHECKING:
+    from kit.signature import Signature
 
 FORMAT = 1
 """The bundle format this kit writes and reads."""
@@ -65,6 +67,9 @@ def open_bundle(folder: Path, *, trusted: Sequence[bytes]) -> Bundle:
         VerificationError: A digest, the signature, the file list or the manifest does not hold;
             the message names the file.
     """
+    from kit.seal import open_sealed
+    from kit.signature import Signature
+
     sealed = open_sealed(folder, trusted=trusted, allowed=BUNDLE_FILES)
     missing = [name for name in _REQUIRED if name not in sealed.files]
     if missing:

@@ -24,10 +24,9 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kit import files, signing
-from kit.bundle import Bundle, open_bundle
+from kit import files
 from kit.errors import ConflictError, InputError, NotFoundError, UnavailableError, VerificationError
 
 IDLE, STAGED, TRIAL = "idle", "staged", "trial"
@@ -39,6 +38,9 @@ CONFIRMED, UNCHANGED, REJECTED, FELL_BACK = "confirmed", "unchanged", "rejected"
 _POINTER = re.compile(r"slots/([0-9a-f]{64})\s*")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LINK, _FILE = "link", "file"
+
+if TYPE_CHECKING:
+    from kit.bundle import Bundle
 
 _Rule = Callable[[Any], bool]
 
@@ -251,6 +253,8 @@ class Device:
             NotFoundError: There are none.
             InputError: One is not a P-256 public key.
         """
+        from kit import signing  # in the agent's own process, which runs for months, never
+
         return signing.load_trusted(self.keys)
 
     def state(self) -> State:
@@ -317,6 +321,8 @@ class Device:
         Raises:
             VerificationError: A file of it is not what was signed; the sentence names it.
         """
+        from kit.bundle import open_bundle  # as above
+
         bundle = open_bundle(self.slots / digest, trusted=self.trusted())
         if bundle.digest != digest:
             raise VerificationError(f"slot {digest[:12]} holds another bundle, {bundle.digest[:12]}")
