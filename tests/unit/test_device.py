@@ -226,6 +226,7 @@ def test_a_pulled_card_is_one_sentence(device: Device) -> None:
 
 
 AGENT_SEES = {
+    "__version__",
     "archive",
     "bundle",
     "child",
