@@ -1,38 +1,47 @@
-"""Flash: bring a bundle to a device folder and wait until the device confirms it.
+"""Flash: bring a bundle to a device and wait until the device confirms it.
 
-The bundle is verified before the device is touched, copied under a hidden name and renamed into
-``incoming/``. The device's own agent decides: the one that already runs there, or one started here
-for a single pass. Success is the device's word that it runs this digest, nothing less. It knows
-nothing of how an agent installs.
+The bundle is verified before the device is touched, the device is looked at before anything is written there,
+and the upload goes on where an earlier one broke. It appears in ``incoming/`` under its name in one step. The
+device's own agent decides: the one that already runs there, or one started for a single pass. Success is the
+device's word that it runs this digest, nothing less. How programs are started there is for ``edge.flashing``
+to know, and how an agent installs for the agent.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import logging
-import os
 import secrets
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from edge.agent.device import CONFIRMED, IDLE, REJECTED, UNCHANGED, Device, Report
+from edge.flashing import path, ssh
+from edge.flashing.checks import (
+    PACKAGES,
+    Found,
+    check_machine,
+    check_place,
+    check_release,
+    check_trust,
+)
+from edge.flashing.hand import Hand
 from kit import errors, files, signing
 from kit.archive import SUFFIX, unpack
 from kit.bundle import Bundle, open_bundle
-from kit.child import CODE_FOLDER
 from kit.project import Project
 from kit.settings import FlashSettings
 
-TIMEOUT_S = 90.0
-"""Longest wait for the device's verdict: a trial of 60 s, and what is around it."""
+KEYRING_NAME = "keyring.json"
 
 _LOCKED_CODE = 6
-_POLL_S = 0.1
 _ROUND_S = 2.0
+_LONGEST_S = 3600.0
+_SENDS = 2
 _REFUSALS: dict[str, type[errors.KitError]] = {
     "ConflictError": errors.ConflictError,
     "VerificationError": errors.VerificationError,
@@ -43,16 +52,17 @@ _log = logging.getLogger("kit.flash")
 
 @dataclass(frozen=True)
 class FlashResult:
-    """What a device runs after a flash.
+    """What a device runs after a flash, or would.
 
     Attributes:
-        device: The device's folder.
+        device: The device, as it was named; a folder for ``path:``.
         digest: The bundle's digest, which the device reports as its current one.
         name: Name of the model.
         target: Target of the bundle.
         release: Release counter of the bundle.
-        status: ``confirmed``, or ``unchanged`` when the device already ran it.
+        status: ``confirmed``; ``unchanged`` when the device already ran it; ``planned`` for a dry run.
         detail: One sentence; also says which keys a first flash has pinned.
+        steps: For a dry run: what would happen, in order.
     """
 
     device: str
@@ -62,206 +72,267 @@ class FlashResult:
     release: int
     status: str
     detail: str
+    steps: tuple[str, ...] = ()
 
 
-def flash(project: Project, settings: FlashSettings) -> FlashResult:
-    """Put a bundle on a device folder and wait until it is confirmed there.
+@dataclass(frozen=True)
+class _Load:
+    """What is carried to a device.
+
+    Attributes:
+        file: The bundle's archive.
+        bundle: What is in it.
+        sha256: Of the archive.
+        trusted: Keys a first flash pins, PEM.
+        keyring: The project's newest keyring; None where it has none.
+        allow_older: Why an older release is let in; empty for never.
+        key: The private key that signs an override; None where none is needed.
+    """
+
+    file: Path
+    bundle: Bundle
+    sha256: str
+    trusted: tuple[bytes, ...]
+    keyring: bytes | None
+    allow_older: str
+    key: Path | None
+
+    def check(self, found: Found, *, shown: str) -> None:
+        """Refuse what the device would refuse after the upload."""
+        check_place(found, shown=shown, n_bytes=self.file.stat().st_size)
+        check_machine(found, self.bundle, shown=shown)
+        check_trust(found, self.bundle, shown=shown, keyring=self.keyring is not None)
+        check_release(found, self.bundle, shown=shown, override=bool(self.allow_older))
+
+    def papers(self, name: str) -> dict[str, str]:
+        """Give what lies beside the bundle in ``incoming/``, in base64."""
+        papers = {}
+        if self.keyring is not None:
+            papers[KEYRING_NAME] = base64.b64encode(self.keyring).decode()
+        if self.allow_older and self.key is not None:
+            from kit.override import sign_override
+
+            paper = sign_override(self.bundle.digest, reason=self.allow_older, key=self.key)
+            papers[f"{name}.override"] = base64.b64encode(paper).decode()
+        return papers
+
+
+def flash(
+    project: Project, settings: FlashSettings, *, ask: Callable[[str], bool] | None = None
+) -> FlashResult:
+    """Put a bundle on a device and wait until it is confirmed there.
 
     Args:
         project: Whose keys must have signed the bundle; a first flash pins them on the device.
         settings: The bundle and the device.
+        ask: Asks whoever sits at the terminal; None when nobody does.
 
     Returns:
         What the device confirmed; also kept as a record of the project.
 
     Raises:
-        InputError: The bundle cannot be read, or the device's folder cannot be one.
-        VerificationError: The bundle or its signer is not trusted by the project or by the device.
-        GateError: The device rejected the bundle in its trial, or did not confirm it in time.
+        InputError: The bundle cannot be read, the device's place cannot be one, or nobody has agreed to a
+        first
+            flash.
+        VerificationError: The bundle, its signer or the host's key is not trusted by the project or the
+        device. GateError: The device rejected the bundle in its trial, or did not confirm it in time.
         ConflictError: Another flash is under way, or the bundle's release is not above the device's.
-        UnavailableError: The device has not twice the bundle's size free, or cannot be written.
+        MissingDependencyError: The agent or the engine is missing on the device, or OpenSSH here.
+        NotFoundError: There is no such device. UnavailableError: The device cannot be reached, has too little
+        room, or cannot be written.
     """
-    bundle = Path(settings.bundle).expanduser()
-    folder = Path(settings.device.removeprefix("path:")).expanduser().absolute()
-    with tempfile.TemporaryDirectory(prefix="kit-flash-") as scratch:
-        work = Path(scratch) / "bundle"
-        unpack(bundle, work)
-        trusted = project.trusted()
-        try:
-            opened = open_bundle(work, trusted=trusted)
-        except errors.VerificationError as error:  # the user knows the bundle, not where it was unpacked
-            message = error.message.replace(str(work), str(bundle))
-            raise errors.VerificationError(message, hint=error.hint) from error
-    _check_place(folder, n_bytes=bundle.stat().st_size)
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise errors.UnavailableError(f"{folder} cannot be made: {error.strerror}") from error
-    with Device(folder).lock("flash.lock"):
-        pinned = _pin(folder, trusted)
-        device = Device.open(folder)
-        _check_signer(device, opened)
-        report = _deliver(device, bundle, digest=opened.digest)
-    result = FlashResult(
-        device=str(folder),
-        digest=opened.digest,
-        name=str(opened.manifest["name"]),
-        target=str(opened.manifest["target"]),
-        release=opened.release,
-        status=report.status,
-        detail=f"{report.detail}{pinned}",
-    )
-    place = files.sha256_bytes(str(folder).encode())
-    project.write_record("flash", f"{opened.digest[:12]}-{place[:12]}", asdict(result))
+    load = _load(project, settings)
+    with _opened(project, settings) as hand:
+        found = _look(hand)
+        load.check(found, shown=hand.shown)
+        if settings.dry_run:
+            return _result(load, hand, status="planned", detail="", steps=_plan(load, found, hand))
+        _agree(load, found, hand, yes=settings.yes, ask=ask)
+        with hand.holding(longest_s=_LONGEST_S):
+            found = _look(hand)
+            load.check(found, shown=hand.shown)
+            pinned = _pin(load, hand)
+            report = _deliver(load, hand, found, timeout_s=settings.timeout_s)
+        result = _result(load, hand, status=report["status"], detail=f"{report['detail']}{pinned}")
+    place = files.sha256_bytes(result.device.encode())
+    project.write_record("flash", f"{result.digest[:12]}-{place[:12]}", asdict(result))
     return result
 
 
-def _check_place(folder: Path, *, n_bytes: int) -> None:
-    """Refuse a place that cannot become a device, before anything is written there."""
-    if folder.exists() and not folder.is_dir():
-        raise errors.InputError(f"{folder} is not a folder", hint="name a folder: path:FOLDER")
-    if not folder.exists() and not folder.parent.is_dir():
-        raise errors.NotFoundError(
-            f"neither {folder} nor its parent exists", hint="make the parent folder, or correct the path"
-        )
-    if folder.is_dir() and not (folder / "keys").is_dir():
-        # A first flash that was interrupted leaves its lock and nothing else.
-        others = sorted(entry.name for entry in folder.iterdir() if entry.name != "flash.lock")
-        others = [name for name in others if not name.startswith(".keys.")]
-        if others:
-            raise errors.InputError(
-                f"{folder} is no device folder: it holds {others[0]!r} and no keys",
-                hint="name an empty or a new folder",
-            )
-    free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
-    if free < 2 * n_bytes:
-        raise errors.UnavailableError(
-            f"{folder} has {free} bytes free; the bundle and its slot need {2 * n_bytes}",
-            hint="free some space on the device",
-        )
+def _load(project: Project, settings: FlashSettings) -> _Load:
+    """Verify the bundle, and gather what goes with it."""
+    file = Path(settings.bundle).expanduser()
+    trusted = project.trusted()
+    with tempfile.TemporaryDirectory(prefix="kit-flash-") as scratch:
+        work = Path(scratch) / "bundle"
+        unpack(file, work)
+        try:
+            bundle = open_bundle(work, trusted=trusted)
+        except errors.VerificationError as error:  # the user knows the bundle, not where it was unpacked
+            message = error.message.replace(str(work), str(file))
+            raise errors.VerificationError(message, hint=error.hint) from error
+    keyring = project.signing_key_path().parent / KEYRING_NAME
+    return _Load(
+        file=file,
+        bundle=bundle,
+        sha256=files.sha256_file(file),
+        trusted=trusted,
+        keyring=keyring.read_bytes() if keyring.is_file() else None,
+        allow_older=settings.allow_older or "",
+        key=project.signing_key() if settings.allow_older else None,
+    )
 
 
-def _pin(folder: Path, trusted: tuple[bytes, ...]) -> str:
+@contextlib.contextmanager
+def _opened(project: Project, settings: FlashSettings) -> Iterator[Hand]:
+    """Reach the device, by address or by the name it has in the project's fleet."""
+    place, python = settings.device, settings.device_python or ""
+    if not place.startswith((path.SCHEME, ssh.SCHEME)):
+        from edge.fleet.devices import find_device
+
+        place = find_device(project, place)
+    if place.startswith(path.SCHEME):
+        yield Hand(path.PathWay(place, python=python))
+        return
+    config = None if settings.ssh_config is None else Path(settings.ssh_config)
+    way = ssh.SshWay(place, python=python, config=config)
+    with contextlib.closing(way):
+        way.open()
+        if not python:
+            _choose_interpreter(way)
+        yield Hand(way)
+
+
+def _choose_interpreter(way: ssh.SshWay) -> None:
+    """Take the first interpreter there that has the agent, else the first that there is."""
+    first = None
+    for python in way.interpreters():
+        way.python = python
+        try:
+            found = _look(Hand(way))
+        except errors.NotFoundError:
+            continue
+        if found.agent:
+            return
+        first = first or python
+    way.python = first or "python3"
+
+
+def _look(hand: Hand) -> Found:
+    return Found(**hand.call("probe", packages=list(PACKAGES)))
+
+
+def _agree(load: _Load, found: Found, hand: Hand, *, yes: bool, ask: Callable[[str], bool] | None) -> None:
+    """Have a first flash agreed to: from then on the device believes these keys and no others."""
+    if found.place == "device" or yes:
+        return
+    keys = " and ".join(name[:16] for name in map(signing.key_id, load.trusted))
+    if ask is None:
+        raise errors.InputError(
+            f"{hand.shown} is no device yet; a first flash would pin key {keys} there, "
+            "and there is nobody here to ask",
+            hint="agree beforehand with --yes",
+        )
+    if not ask(f"{hand.shown} is no device yet. Make it one that believes key {keys} and no other?"):
+        raise errors.InputError(f"{hand.shown} was left as it is", hint="agree to the question, or use --yes")
+
+
+def _plan(load: _Load, found: Found, hand: Hand) -> tuple[str, ...]:
+    """Say what a flash would do."""
+    steps = []
+    if found.place != "device":
+        keys = ", ".join(signing.key_id(pem)[:16] for pem in load.trusted)
+        steps.append(f"make {hand.shown} a device and pin {keys}, after a question unless --yes is given")
+    if load.keyring is not None:
+        steps.append("send the keyring")
+    if load.allow_older and load.bundle.release <= found.release:
+        steps.append(f"sign an override: {load.allow_older}")
+    n_bytes = load.file.stat().st_size
+    steps.append(f"send {n_bytes} bytes; {found.free_bytes} are free")
+    who = "the agent that runs there installs it" if found.running else "run its agent once"
+    steps.append(f"{who}, on Python {found.python}, {found.machine}")
+    now = f"{found.current[:12]}, release {found.release}" if found.current else "nothing"
+    steps.append(f"wait until it confirms release {load.bundle.release}; it runs {now} now")
+    return tuple(steps)
+
+
+def _pin(load: _Load, hand: Hand) -> str:
     """Pin the project's keys on a device that has none; say so for the result."""
-    keys = folder / "keys"
-    if keys.is_dir():
+    keys = {f"{signing.key_id(pem)[:16]}.pub": pem.decode() for pem in load.trusted}
+    names = [name.removesuffix(".pub") for name in hand.call("pin", keys=keys)["pinned"]]
+    if not names:
         return ""
-    names = []
-    with files.atomic_folder(keys) as work:
-        for pem in trusted:
-            name = signing.key_id(pem)[:16]
-            (work / f"{name}.pub").write_bytes(pem)
-            names.append(name)
     return f"; pinned {'key' if len(names) == 1 else 'keys'} {', '.join(names)} on this first flash"
 
 
-def _check_signer(device: Device, bundle: Bundle) -> None:
-    pinned = [signing.key_id(pem) for pem in device.trusted()]
-    if bundle.key_id not in pinned:
-        raise errors.VerificationError(
-            f"the bundle is signed by key {bundle.key_id[:16]}; "
-            f"{device.folder} trusts {', '.join(key[:16] for key in pinned)} only",
-            hint=f"sign with a key the device has pinned, or add the new one to {device.keys} by hand",
-        )
-
-
-def _deliver(device: Device, bundle: Path, *, digest: str) -> Report:
-    """Copy the bundle in, have it installed, and return the device's confirmation."""
+def _deliver(load: _Load, hand: Hand, found: Found, *, timeout_s: float) -> dict[str, Any]:
+    """Send the bundle, have it installed, and return the device's confirmation."""
+    digest = load.bundle.digest
     name = f"{digest[:12]}-{secrets.token_hex(4)}{SUFFIX}"
-    _copy(bundle, device.incoming, name)
-    try:
-        report = _await_report(device, name, digest=digest)
-    finally:  # what has not been taken up by now shall not be installed behind the user's back
-        (device.incoming / name).unlink(missing_ok=True)
-    state = device.state()
-    if report is None or (report.status in (CONFIRMED, UNCHANGED) and state.current != digest):
-        raise errors.GateError(
-            f"{device.folder} has not confirmed {digest[:12]} within {TIMEOUT_S:g} s",
-            hint=f"ask it with `python -m edge.agent health {device.folder}`",
+    part = f".flash-{load.sha256[:32]}.part"
+    papers = load.papers(name)
+    for _ in range(_SENDS):  # a part whose bytes a power cut has changed comes out wrong once
+        hand.send(load.file, part=part)
+        if hand.call("place", part=part, name=name, sha256=load.sha256, papers=papers)["placed"]:
+            break
+    else:
+        raise errors.VerificationError(
+            f"{hand.shown} has received other bytes than were sent, {_SENDS} times",
+            hint="look for a broken disk or a bad connection",
         )
-    if report.status == REJECTED or report.digest != digest:
-        kind = _REFUSALS.get(report.error, errors.GateError)
-        raise kind(f"{device.folder} rejected {digest[:12]}: {report.detail}")
-    _log.info(f"{device.folder} runs {digest[:12]}")
+    try:
+        report = _await_report(hand, name, digest=digest, running=found.running, timeout_s=timeout_s)
+    finally:  # what has not been taken up by now shall not be installed behind the user's back
+        with contextlib.suppress(errors.KitError):
+            hand.call("withdraw", names=[name, f"{name}.override"])
+    status = None if report is None else report["status"]
+    confirmed = report is not None and report.get("current") == digest and report.get("digest") == digest
+    if report is None or (status in ("confirmed", "unchanged") and not confirmed):
+        raise errors.GateError(
+            f"{hand.shown} has not confirmed {digest[:12]} within {timeout_s:g} s",
+            hint=f"ask it with `python -m edge.agent health {hand.way.folder}`",
+        )
+    if not confirmed or status not in ("confirmed", "unchanged"):
+        kind = _REFUSALS.get(str(report.get("error")), errors.GateError)
+        raise kind(f"{hand.shown} rejected {digest[:12]}: {report.get('detail')}")
+    _log.info(f"{hand.shown} runs {digest[:12]}")
     return report
 
 
-def _copy(bundle: Path, incoming: Path, name: str) -> None:
-    """Put the bundle into ``incoming/`` in one step; what an interrupted flash left there goes."""
-    try:
-        incoming.mkdir(exist_ok=True)
-        for left in incoming.glob(f".*{SUFFIX}"):
-            left.unlink()
-        work = incoming / f".{name}"
-        with bundle.open("rb") as source, work.open("xb") as target:
-            shutil.copyfileobj(source, target)
-            target.flush()
-            os.fsync(target.fileno())
-        os.replace(work, incoming / name)
-    except OSError as error:
-        raise errors.UnavailableError(
-            f"the bundle cannot be copied to {incoming}: {error.strerror}",
-            hint="free some space on the device, or make its folder writable",
-        ) from error
-    files.sync_folder(incoming)
-
-
-def _await_report(device: Device, name: str, *, digest: str) -> Report | None:
-    """Wait for the report on one delivery, with the agent there or with one of our own."""
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while time.monotonic() < deadline_s:
-        code, words = _run_agent(device, timeout_s=deadline_s - time.monotonic())
-        if code != _LOCKED_CODE:
-            report = _report_on(device, name, digest=digest)
-            if report is None and code is not None:
-                raise errors.UnavailableError(
-                    f"the agent on {device.folder} stopped with exit code {code}: {words}",
-                    hint=f"run `python -m edge.agent run {device.folder} --once` and read what it says",
-                )
-            return report
+def _await_report(
+    hand: Hand, name: str, *, digest: str, running: bool, timeout_s: float
+) -> dict[str, Any] | None:
+    """Wait for the report on one delivery, by the agent there or by one of our own."""
+    until_s = time.monotonic() + timeout_s
+    while (left_s := until_s - time.monotonic()) > 0:
+        code: int | None = _LOCKED_CODE
+        words = ""
+        if not running:
+            ran = hand.call("run", timeout_s=left_s, code=hand.way.code, within_s=left_s + 30)
+            code, words = ran["code"], ran["words"]
         # An agent already runs there: watch what it writes, and look again whether it still does.
-        round_s = min(deadline_s, time.monotonic() + _ROUND_S)
-        while time.monotonic() < round_s:
-            report = _report_on(device, name, digest=digest)
-            if report is not None:
-                return report
-            time.sleep(_POLL_S)
+        wait_s = min(left_s, _ROUND_S) if code == _LOCKED_CODE else 0.0
+        report = hand.call("verdict", name=name, digest=digest, wait_s=wait_s)["report"]
+        if report is not None:
+            return dict(report)
+        if code not in (None, _LOCKED_CODE):
+            raise errors.UnavailableError(
+                f"the agent on {hand.shown} stopped with exit code {code}: {words}",
+                hint=f"run there `python -m edge.agent run {hand.way.folder} --once` and read what it says",
+            )
+        running = False
     return None
 
 
-def _run_agent(device: Device, *, timeout_s: float) -> tuple[int | None, str]:
-    """Run this machine's agent once; returns its exit code (None: it did not end) and last words."""
-    command = [sys.executable, "-m", "edge.agent", "run", str(device.folder), "--once"]
-    try:
-        ended = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            cwd=CODE_FOLDER,
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return None, ""
-    lines = [line for line in ended.stderr.splitlines() if not line.startswith("hint: ")]
-    return ended.returncode, lines[-1].removeprefix("error: ") if lines else "it said nothing"
-
-
-def _report_on(device: Device, name: str, *, digest: str) -> Report | None:
-    """Give the device's verdict on a delivery; None as long as there is none."""
-    gone = not (device.incoming / name).exists()
-    try:
-        state = device.state()
-    except errors.NotFoundError:  # the agent that makes the state has not come to it yet
-        return None
-    report = state.last_report
-    if report is not None and report.file == name:
-        return report
-    if gone and state.phase == IDLE:  # the report on a later delivery has replaced ours
-        if state.current == digest:
-            return Report(CONFIRMED, "it runs", digest=digest, file=name)
-        if digest in state.rejected:
-            return Report(REJECTED, state.rejected[digest], digest=digest, file=name)
-    return None
+def _result(load: _Load, hand: Hand, *, status: str, detail: str, steps: tuple[str, ...] = ()) -> FlashResult:
+    bundle = load.bundle
+    return FlashResult(
+        device=hand.shown,
+        digest=bundle.digest,
+        name=str(bundle.manifest["name"]),
+        target=str(bundle.manifest["target"]),
+        release=bundle.release,
+        status=status,
+        detail=detail,
+        steps=steps,
+    )

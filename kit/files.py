@@ -23,6 +23,8 @@ from kit.errors import DiskFullError, InputError, UnavailableError
 _CHUNK_BYTES = 1 << 20
 # What systems answer to a hard link where there are none.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+# What systems answer to a change of permissions where there are none.
+_NO_PERMISSIONS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 # Permissions, a file where a folder should be or the reverse, a name that is too long, a broken disk.
 _NOT_WRITABLE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
@@ -110,7 +112,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, settled: bool = 
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                os.fchmod(file.fileno(), mode)
+                _set_mode(file.fileno(), mode)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -121,6 +123,15 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, settled: bool = 
             raise
         if settled:
             sync_folder(path.parent)
+
+
+def _set_mode(handle: int, mode: int) -> None:
+    """Set permission bits; cards and shares without any are well enough for what others may read."""
+    try:
+        os.fchmod(handle, mode)
+    except OSError as error:
+        if error.errno not in _NO_PERMISSIONS or not mode & 0o044:
+            raise
 
 
 def create_once(path: Path, data: bytes, *, mode: int = 0o644, settled: bool = True) -> bool:
@@ -194,7 +205,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
-            os.chmod(work, 0o755)
+            with contextlib.suppress(OSError):  # a card without permissions
+                os.chmod(work, 0o755)
             yield work
             for entry in sorted(work.rglob("*"), reverse=True):  # what is inside before its folder
                 if entry.is_dir() and not entry.is_symlink():

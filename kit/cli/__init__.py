@@ -175,7 +175,15 @@ def _call(command: Command, parsed: argparse.Namespace) -> Any:
         return command.load_run()(
             project, settings, announce=lambda text: print(text, file=stream, flush=True)
         )
+    if command.asks:
+        return command.load_run()(project, settings, ask=_ask if sys.stdin.isatty() else None)
     return command.load_run()(project, settings)
+
+
+def _ask(question: str) -> bool:
+    """Ask whoever sits at the terminal; anything but a yes is a no."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 #: The extras, and the packages for which a command may find them missing.

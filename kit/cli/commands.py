@@ -23,6 +23,7 @@ class Command:
         show: ``module:function`` in ``kit.cli.show`` that prints its result.
         needs_project: Whether it runs inside a project's folder.
         announces: Whether it has something to say before it ends; it is given ``announce``.
+        asks: Whether it may have a question; it is given ``ask``, which is None where nobody can answer.
         alone: Flag to the ``module:function`` that runs instead, without a project, where it is given.
     """
 
@@ -33,6 +34,7 @@ class Command:
     show: str
     needs_project: bool = True
     announces: bool = False
+    asks: bool = False
     alone: tuple[str, str] | None = None
 
     def load_settings(self) -> Any:
@@ -145,7 +147,14 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "bench", "measure a bundle on this machine", "BenchSettings", "edge.bench:bench", "benching:bench"
     ),
-    Command("flash", "put a bundle on a device", "FlashSettings", "edge.flash:flash", "running:flash"),
+    Command(
+        "flash",
+        "put a bundle on a device",
+        "FlashSettings",
+        "edge.flash:flash",
+        "running:flash",
+        asks=True,
+    ),
     Command(
         "devices",
         "list, show, add and remove devices",

@@ -217,7 +217,7 @@ def _device(
 ) -> tuple[np.ndarray, float, int]:
     """Flash a bundle and ask the device, in an environment of its own."""
     bundle, device = f"bundles/digits-{target}.bundle", f"device-{target}"
-    _kit(folder, "flash", bundle, f"path:{device}")
+    _kit(folder, "flash", bundle, f"path:{device}", "--yes")
     answers = folder / f"answers-{target}.jsonl"
     words = ["predict", device, "--input", f"data/{rows.name}", "--output", answers.name]
     _run_shown(

@@ -168,10 +168,30 @@ class BenchSettings(CommandSettings):
 
 
 class FlashSettings(CommandSettings):
-    """Put a bundle on a device folder."""
+    """Put a bundle on a device, and wait until the device confirms it."""
 
     bundle: str = argument("Bundle file.", path=True, min_length=1)
-    device: str = argument("Where to: path:FOLDER.", pattern=r"^path:.+$")
+    device: str = argument(
+        "Where to: path:FOLDER, ssh://[USER@]HOST[:PORT]/FOLDER, or a device's name in the fleet.",
+        pattern=r"^(path:.+|ssh://.+|[a-z0-9][a-z0-9._-]{0,62})$",
+    )
+    dry_run: bool = Field(default=False, description="Say what would happen, and change nothing.")
+    yes: bool = Field(
+        default=False, description="Agree beforehand to pin the project's keys on a first flash."
+    )
+    allow_older: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=300,
+        description="Let a release in that is not above the device's, and say why; an override is signed.",
+    )
+    timeout_s: float = Field(default=90.0, ge=1, le=86_400, description="Longest wait for the verdict.")
+    device_python: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The interpreter there that has the agent; otherwise the usual places are tried.",
+    )
+    ssh_config: str | None = path("Configuration of OpenSSH in place of the user's own.", default=None)
 
 
 class ReportSettings(CommandSettings):

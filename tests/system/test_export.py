@@ -264,7 +264,7 @@ def test_the_runtime_of_old_devices_gives_the_same_labels(
     if not python.exists():
         pytest.skip("make .venv-tflite/ready")
     device = tmp_path / "device"
-    flash(project, FlashSettings(bundle=str(report.targets[0].bundle), device=f"path:{device}"))
+    flash(project, FlashSettings(bundle=str(report.targets[0].bundle), device=f"path:{device}", yes=True))
 
     def old(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

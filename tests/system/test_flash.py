@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -47,7 +46,7 @@ def project(tmp_path: Path, signing_key: Path) -> Project:
 
 
 def settings(bundle: Path, device: Path) -> FlashSettings:
-    return FlashSettings(bundle=str(bundle), device=f"path:{device}")
+    return FlashSettings(bundle=str(bundle), device=f"path:{device}", yes=True)
 
 
 def test_a_first_flash_pins_the_key_and_ends_confirmed(project: Project, bundles, tmp_path: Path) -> None:
@@ -154,13 +153,12 @@ def test_a_place_that_cannot_be_a_device_is_refused(project: Project, bundles, t
 
 
 def test_too_little_room_is_refused_before_anything_is_copied(
-    project: Project, bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Project, bundles, small_disk: Path
 ) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 30, 1 << 30, 10_000))
-    with pytest.raises(UnavailableError, match="10000 bytes free"):
-        flash(project, settings(bundles.make().path, tmp_path / "device"))
-    assert not (tmp_path / "device").exists()
+    (small_disk / "other").write_bytes(bytes(236 << 10))
+    with pytest.raises(UnavailableError, match="bytes free; the bundle and its slot need"):
+        flash(project, settings(bundles.make().path, small_disk / "device"))
+    assert not (small_disk / "device").exists()
 
 
 def test_a_second_flash_at_the_same_time_is_refused(project: Project, bundles, tmp_path: Path) -> None:
@@ -173,6 +171,6 @@ def test_a_second_flash_at_the_same_time_is_refused(project: Project, bundles, t
 
 def test_what_an_interrupted_flash_left_in_incoming_goes(project: Project, bundles, tmp_path: Path) -> None:
     flash(project, settings(bundles.make().path, tmp_path / "device"))
-    (tmp_path / "device" / "incoming" / ".0123-4567.bundle").write_bytes(b"half")
+    (tmp_path / "device" / "incoming" / f".flash-{'0' * 32}.part").write_bytes(b"half")
     flash(project, settings(bundles.make(release=2).path, tmp_path / "device"))
     assert list((tmp_path / "device" / "incoming").iterdir()) == []

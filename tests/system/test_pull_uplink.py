@@ -1,4 +1,4 @@
-"""Rules of what a device tells: it arrives at least once, counts once, and no bad record blocks the others."""
+"""Rules of what a device tells: it arrives at least once, counts once; a bad record blocks no others."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_an_unknown_flag_is_refused_with_the_commands_help(capsys: pytest.Captur
         (["export", "digits", "--target", "litert-int9"], "target[1] = 'litert-int9'"),
         (["serve", "digits", "--host", "0.0.0.0", "--auth", "none"], "host '0.0.0.0' is reachable"),
         (["predict", "digits", "--engine", "litert", "--input", "a", "--output", "b"], "engine = 'litert'"),
-        (["flash", "a.bundle", "usb"], "device = 'usb'"),
+        (["flash", "a.bundle", "usb:stick"], "device = 'usb:stick'"),
         (["submit", "--", "export"], "'export' cannot run as a job"),
     ],
 )

@@ -124,7 +124,14 @@ def query(result: QueryResult) -> None:
 
 
 def flash(result: FlashResult) -> None:
-    """Show what a device runs now."""
+    """Show what a device runs now, or would."""
+    if result.status == "planned":
+        print(
+            f"{near(result.device)}: {result.name} {result.target} release {result.release} would be flashed"
+        )
+        for number, step in enumerate(result.steps, start=1):
+            print(f"  {number}. {step}")
+        return
     print(f"{near(result.device)}: {result.status} {result.name} {result.target} release {result.release}")
     print(f"  running sha256:{result.digest[:12]}")
     if result.detail:
