@@ -130,8 +130,13 @@ def _set_mode(handle: int, mode: int) -> None:
     try:
         os.fchmod(handle, mode)
     except OSError as error:
-        if error.errno not in _NO_PERMISSIONS or not mode & 0o044:
+        if error.errno not in _NO_PERMISSIONS:
             raise
+        if not mode & 0o044:
+            raise UnavailableError(
+                "a file would be there for others to read: the file system knows no permissions",
+                hint="choose a folder on another one",
+            ) from error
 
 
 def create_once(path: Path, data: bytes, *, mode: int = 0o644, settled: bool = True) -> bool:

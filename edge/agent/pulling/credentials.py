@@ -6,12 +6,14 @@ Its file holds the token and nothing else. It is never logged.
 from __future__ import annotations
 
 import ipaddress
+import os
+import tempfile
 import urllib.parse
 from pathlib import Path
 
 from edge.agent.pulling.source import Source
-from kit.errors import SettingsError
-from kit.files import write_atomic
+from kit.errors import SettingsError, UnavailableError
+from kit.files import disk_errors, write_atomic
 
 TOKEN_NAME = "token"
 
@@ -31,7 +33,28 @@ def write_token(folder: Path, token: str) -> None:
     Raises:
         UnavailableError: The folder cannot be written, or its file system knows no permissions.
     """
+    check_private(folder)
     write_atomic(folder / TOKEN_NAME, token.encode("ascii") + b"\n", mode=0o600)
+
+
+def check_private(folder: Path) -> None:
+    """Refuse a folder in which no file can be kept from others.
+
+    Raises:
+        UnavailableError: It cannot be written, or its file system knows no permissions.
+    """
+    with disk_errors(folder):
+        handle, name = tempfile.mkstemp(prefix=f".{TOKEN_NAME}.", dir=folder)
+        try:
+            mode = os.fstat(handle).st_mode
+        finally:
+            os.close(handle)
+            os.unlink(name)
+    if mode & 0o077:
+        raise UnavailableError(
+            f"others could read a token in {folder} (mode {mode & 0o777:04o})",
+            hint="keep the device folder on a file system with permissions, or mount the card with umask=077",
+        )
 
 
 def authorization(folder: Path, source: Source) -> dict[str, str]:

@@ -6,9 +6,7 @@ by the first device that shows it.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import platform
 import socket
 import string
@@ -18,7 +16,7 @@ from typing import Any
 from edge.agent.device import Device
 from edge.agent.pulling.answers import BarredError, require
 from edge.agent.pulling.client import Client, HttpClient, read_body
-from edge.agent.pulling.credentials import check_secret, read_token, write_token
+from edge.agent.pulling.credentials import check_private, check_secret, read_token, write_token
 from edge.agent.pulling.source import read_source
 from kit import files
 from kit.errors import ConflictError, InputError, VerificationError
@@ -79,10 +77,7 @@ def enrol(
         entry = {**{key: old[key] for key in ("daily_bytes", "hours", "mqtt") if key in old}, **entry}
     source = read_source(entry, folder=folder)
     check_secret(source.offer, plain_http=plain_http)
-    with contextlib.suppress(FileExistsError), files.disk_errors(folder):
-        # Whether a token can be kept is found out before the code is spent.
-        os.close(os.open(folder / f".{CONFIG_NAME}.probe", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    (folder / f".{CONFIG_NAME}.probe").unlink(missing_ok=True)
+    check_private(folder)  # before the code is spent
     wanted = {"code": code, "name": name or _own_name(), "machine": _machine()}
     url = source.url("/v1/enrol")
     asker = client or HttpClient(ca_file=source.ca_file)
