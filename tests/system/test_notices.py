@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import socket
@@ -15,13 +17,17 @@ from pathlib import Path
 
 import pytest
 
+from edge.agent import __main__ as agent_module
+from edge.agent.device import Device
 from edge.agent.pulling.notices import Notices
 from edge.agent.pulling.source import Broker
-from kit.errors import InputError, MissingDependencyError
+from kit.errors import InputError, MissingDependencyError, NotFoundError
 from tests.awaiting import await_true
+from tests.faulty_source import FaultySource
 
 MOSQUITTO = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
 TOPIC = "kit/line-1"
+ROOT = Path(agent_module.__file__).parents[2]
 pytestmark = pytest.mark.skipif(
     not os.path.exists(MOSQUITTO), reason="needs a broker: apt-get install --no-install-recommends mosquitto"
 )
@@ -163,6 +169,53 @@ def test_tls_and_a_password_are_asked_for_and_checked(broker: RealBroker, listen
     stranger, _ = listen(tls=True, ca_file=certificate)
     assert not untrusting.listening.wait(0.5)
     assert not stranger.listening.is_set()
+
+
+def test_an_agent_that_would_ask_in_an_hour_installs_what_a_message_points_to(
+    broker: RealBroker, bundles, device_folder: Path
+) -> None:
+    """All of it, in a process of its own: a static web server, a broker, and two bundles."""
+    broker.start()
+    with FaultySource() as source:
+        settings = {"host": "127.0.0.1", "port": broker.port, "topic": TOPIC, "tls": False}
+        entry = {"offer": f"{source.url}/offer.json", "mqtt": settings}
+        (device_folder / "agent.json").write_text(json.dumps({"poll_s": 0.05, "source": entry}))
+
+        def publish(release: int) -> str:
+            bundle = bundles.make(release=release)
+            data = bundle.path.read_bytes()
+            source.files[f"/bundles/{bundle.digest}.bundle"] = data
+            offer = {
+                "format": 1,
+                "kind": "install",
+                "digest": bundle.digest,
+                "release": release,
+                "poll_s": 3600,
+            }
+            place = {"url": f"bundles/{bundle.digest}.bundle", "size_bytes": len(data)}
+            whole = {**offer, **place, "sha256": hashlib.sha256(data).hexdigest()}
+            source.files["/offer.json"] = json.dumps(whole).encode()
+            broker.send(json.dumps({"digest": bundle.digest, "url": "https://nowhere.example/"}))
+            return str(bundle.digest)
+
+        def runs(digest: str) -> bool:
+            try:
+                return Device(device_folder).state().current == digest
+            except NotFoundError:
+                return False
+
+        first = publish(1)  # before the device is there at all
+        words = [sys.executable, "-m", "edge.agent", "run", str(device_folder)]
+        agent = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
+        try:
+            await_true(lambda: runs(first), why="the first bundle was not installed")
+            broker.stop()
+            broker.start()
+            second = publish(2)
+            await_true(lambda: runs(second), why="the second bundle was not installed")
+        finally:
+            agent.terminate()
+            agent.wait(30)
 
 
 def test_without_paho_the_line_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
