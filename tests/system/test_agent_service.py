@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import edge.agent
+from edge.agent import install
 from edge.agent.config import configure
 from edge.agent.device import Device
 from edge.agent.systemd import Notify
@@ -207,3 +208,54 @@ def test_a_wrong_setting_keeps_the_agent_from_starting(device_folder: Path) -> N
     assert ended.returncode == 2
     assert "no setting 'trial'" in ended.stderr
     assert "did you mean 'trial_s'" in ended.stderr
+
+
+needs_revert = pytest.mark.skipif(
+    not hasattr(install, "revert"), reason="the state machine cannot revert yet"
+)
+
+
+@needs_revert
+@pytest.mark.parametrize("harm", ["nan", "crash"])
+def test_a_bundle_that_fails_when_it_runs_is_taken_back_and_rejected(
+    harm: str, device_folder: Path, bundles, start: Start
+) -> None:
+    configure(device_folder, ["model.max_restarts=1", "model.timeout_s=5"])
+    good = deliver(bundles, device_folder)
+    start(device_folder)
+    await_true(lambda: runs(device_folder, good))
+    bad = deliver(bundles, device_folder, network=model(harm))
+    await_true(lambda: runs(device_folder, bad))
+    asked = edge.agent.connect(device_folder)
+    end_s = time.monotonic() + 60
+    while bad not in rejected(device_folder) and time.monotonic() < end_s:
+        with contextlib.suppress(KitError):
+            asked.predict(HARM)
+    await_true(lambda: runs(device_folder, good))
+    assert bad in rejected(device_folder)
+    assert asked.predict(ROW)[0]["label"] == "low"
+    assert "failed" in [each["what"] for each in records(device_folder, "event")]
+
+
+@needs_revert
+def test_a_bundle_is_confirmed_after_it_ran_long_enough_without_a_fault(
+    device_folder: Path, bundles, start: Start
+) -> None:
+    good = deliver(bundles, device_folder)
+    first = start(device_folder)
+    await_true(lambda: Device(device_folder).state().current == good)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(30) == 0
+    configure(device_folder, ["trial_s=3"])
+    process = start(device_folder)
+    bad = deliver(bundles, device_folder)
+    await_true(lambda: runs(device_folder, bad))
+    state = Device(device_folder).state()
+    assert (state.phase, state.current) == ("trial", good)
+    (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    await_true(lambda: bad in rejected(device_folder))
+    await_true(lambda: runs(device_folder, good))
+    better = deliver(bundles, device_folder)
+    await_true(lambda: Device(device_folder).state().current == better)
+    assert runs(device_folder, better)
