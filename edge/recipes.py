@@ -50,6 +50,8 @@ class Recipe:
             return "32-bit float"
         if self.weights == "float16":
             return "16-bit float weights"
+        if self.activations == "float32":
+            return f"{words[self.weights]} weights, activations in float"
         parts = [f"{words[self.weights]} weights, {words[self.activations]} activations"]
         dynamic = self.activations == "dynamic"
         parts += ["ranges taken at every call" if dynamic else f"{self.ranges} ranges"]

@@ -41,6 +41,7 @@ TARGETS: dict[str, Target] = {
             "int8",
             *(INT8, Recipe("int8-smooth", smooth=True), CLIPPED, *KEPT),
             *(Recipe("int8-controlled", controlled=True), Recipe("int8-linear", scope="linear")),
+            Recipe("int8-weights", activations="float32"),
             faster=True,
         ),
         OPENVINO.target("float16", FLOAT16),

@@ -48,6 +48,9 @@ def convert(material: Material, recipe: Recipe, *, kept: Sequence[str], folder: 
     model = _float_model(material)
     if recipe.calibrates:
         model = _quantised(model, material, recipe, kept=kept)
+    elif recipe.weights == "int8":
+        nncf = import_nncf()
+        model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
     _write(model, folder, halve=recipe.weights == "float16")
 
 

@@ -93,6 +93,18 @@ def test_a_standard_architecture_reaches_int8_in_every_engine(tmp_path: Path, na
         assert np.isfinite(runner.run(rows)["logits"]).all()
 
 
+def test_where_8_bit_products_do_not_pay_weights_alone_are_tried(tmp_path: Path) -> None:
+    project = made.bert(tmp_path / "project", n_rows=400)
+    report = exported(project, target=("openvino-int8",), max_slowdown=0.001)  # nothing is that fast
+    (result,) = report.targets
+    assert [rung.recipe.name for rung in result.ladder] == ["int8", "int8-linear", "int8-weights"]
+    figures = result.ladder[-1].figures
+    assert figures is not None and figures.float_bytes is not None
+    assert figures.comparison.output_error < 0.01
+    assert figures.model_bytes < 0.85 * figures.float_bytes  # the rest is the graph in words
+    assert not result.passed and "times the latency" in result.reason
+
+
 def test_an_operator_without_a_counterpart_is_named_and_others_are_offered(tmp_path: Path) -> None:
     project = waves(tmp_path / "project", code=SORTING)
     report = exported(project, target=("litert-int8", "onnx-float32"))
