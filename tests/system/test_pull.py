@@ -465,6 +465,23 @@ def test_a_return_is_followed_only_to_a_slot_that_was_good(pulling: Pulling, bun
         assert offer is None or (offer.kind, offer.digest) == (RETURN, digest)
 
 
+def test_a_bundle_that_was_good_and_is_damaged_later_comes_again(pulling: Pulling, bundles) -> None:
+    first, second = bundles.make(), bundles.make(release=2)
+    for bundle in (first, second):
+        pulling.offer(bundle.path.read_bytes(), digest=bundle.digest, release=1 + (bundle is second))
+        path = pulling.until_fetched()[0]
+        with pulling.device.lock():
+            list(install.install(pulling.device, path))
+        assert pulling.turn() is None
+    (pulling.device.slots / second.digest / "model.bin").write_bytes(b"rust")
+    with pulling.device.lock():
+        list(install.recover(pulling.device))
+    assert pulling.device.state().current == first.digest
+    with pulling.device.lock():
+        list(install.install(pulling.device, pulling.until_fetched()[0]))
+    assert pulling.device.state().current == second.digest
+
+
 def test_what_does_not_fit_on_the_disk_is_not_begun(pulling: Pulling, small_disk: Path) -> None:
     folder = small_disk / "device"
     shutil.copytree(pulling.device.folder, folder)

@@ -29,7 +29,7 @@ from edge.agent.pulling.client import Client, HttpClient, read_body, shown
 from edge.agent.pulling.credentials import authorization, read_token
 from edge.agent.pulling.download import Wanted, download, n_fetched, sweep
 from edge.agent.pulling.ledger import Ledger
-from edge.agent.pulling.offer import RETURN, STAY, Delta, KeyringNotice, Offer, read_offer
+from edge.agent.pulling.offer import INSTALL, RETURN, STAY, Delta, KeyringNotice, Offer, read_offer
 from edge.agent.pulling.source import Source
 from kit import files
 from kit.archive import SUFFIX
@@ -194,6 +194,8 @@ class Puller:
     def _wanted(self, offer: Offer) -> Offer | None:
         """Give the offer when this device shall follow it."""
         state = self._state()
+        if offer.kind == INSTALL and offer.digest == state.current:
+            self._fetched = ""  # should it be damaged later, it may come again
         if offer.kind == STAY or offer.digest in (state.current, state.staged):
             return None
         if offer.kind == RETURN:
@@ -327,7 +329,7 @@ class Puller:
         """Give what the source says, or doubling waits from 1 s to its poll time; and a fifth at random."""
         wait_s = min(2.0 ** min(failures - 1, 20), self._poll_s)
         if isinstance(error, BusyError) and error.retry_s is not None:
-            wait_s = error.retry_s
+            wait_s = max(1.0, error.retry_s)
         return wait_s * (1 + _JITTER * self._chance())
 
     def _n_fetched(self, offer: Offer) -> int:

@@ -120,7 +120,7 @@ class Uplink:
             self._failures += 1
             wait_s = min(2.0 ** min(self._failures - 1, 20), _LONGEST_WAIT_S)
             if isinstance(error, BusyError) and error.retry_s is not None:
-                wait_s = error.retry_s
+                wait_s = max(1.0, error.retry_s)
             elif not isinstance(error, UnavailableError):  # refused or barred: nothing here mends that soon
                 wait_s = _LONGEST_WAIT_S
             self._due_s = self._monotonic_s() + wait_s * (1 + 0.2 * self._chance())
