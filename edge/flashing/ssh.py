@@ -72,9 +72,10 @@ class SshWay:
         """
         log = Path(self._scratch.name) / "said"
         # Options given first win, in ssh as in its configuration.
-        command = ["ssh", "-o", "ControlMaster=yes", "-N", *self._ssh[1:], "--", self.host]
+        # It reads what never comes, and so ends with this process, however that ends.
+        command = ["ssh", "-o", "ControlMaster=yes", *self._ssh[1:], "--", self.host, "cat"]
         with log.open("wb") as said:
-            self._master = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+            self._master = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said)
         while not self._socket.exists():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = self._master.wait(0.02)
@@ -82,9 +83,12 @@ class SshWay:
 
     def close(self) -> None:
         """End the connection."""
-        if self._master is not None and self._master.poll() is None:
-            self._master.terminate()
-            self._master.wait()
+        if self._master is not None:
+            try:
+                self._master.communicate(timeout=5)
+            except subprocess.TimeoutExpired:
+                self._master.kill()
+                self._master.communicate()
         self._scratch.cleanup()
 
     def interpreters(self) -> list[str]:

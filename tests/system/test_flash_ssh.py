@@ -225,7 +225,9 @@ def test_an_upload_that_broke_goes_on_where_it_broke(
             return any(path.stat().st_size > 500_000 for path in incoming.glob(".flash-*.part"))
 
         await_true(half, why="nothing was sent")
-        children(sshd, signal.SIGKILL)
+        for pid in children(sshd):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     cutter = threading.Thread(target=cut_when_half_there)
     cutter.start()
@@ -257,20 +259,46 @@ def test_an_upload_that_broke_goes_on_where_it_broke(
     assert sent == [n_there]
 
 
-def children(sshd: Sshd, number: int) -> None:
-    """Signal the processes that serve connections of this server, and nothing else."""
+def children(sshd: Sshd) -> list[int]:
+    """List the processes that serve connections of this server."""
     assert sshd.process is not None
     listed = subprocess.run(
         ["ps", "-o", "pid=,ppid=", "-A"], capture_output=True, text=True, check=True
     ).stdout.split("\n")
     parents = {int(line.split()[0]): int(line.split()[1]) for line in listed if line.strip()}
+    found = []
     for pid in parents:
         above = pid
         while above in parents and above != sshd.process.pid:
             above = parents[above]
         if above == sshd.process.pid and pid != above:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+            found.append(pid)
+    return found
+
+
+def test_a_flasher_that_is_killed_leaves_neither_a_lock_nor_a_connection(
+    sshd: Sshd, project: Project, settings, bundles, device_folder: Path
+) -> None:
+    sshd.start()
+    bundle = bundles.make(manifest={"lineage": "x" * 3_000_000})
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom edge.flash import flash\n"
+        "from edge.flashing import hand\nfrom kit.project import Project\n"
+        "from kit.settings import FlashSettings\n"
+        "hand.Hand._pour = lambda *_, **__: time.sleep(600)\n"
+        "flash(Project.open(Path(sys.argv[1])), FlashSettings.model_validate_json(sys.argv[2]))\n"
+    )
+    words = [sys.executable, "-c", code, str(project.folder), settings(bundle.path).model_dump_json()]
+    flasher = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
+    incoming = device_folder / "incoming"
+    await_true(
+        lambda: [*incoming.glob(".flash-*.part")] or flasher.poll() is not None, why="nothing was sent"
+    )
+    assert children(sshd)
+    flasher.kill()
+    flasher.wait(30)
+    await_true(lambda: not children(sshd), why="a connection is left")
+    assert flash(project, settings(bundle.path)).status == "confirmed"
 
 
 def test_a_part_whose_bytes_have_changed_is_sent_anew(
