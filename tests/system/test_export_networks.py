@@ -99,10 +99,12 @@ def test_where_8_bit_products_do_not_pay_weights_alone_are_tried(tmp_path: Path)
     (result,) = report.targets
     assert [rung.recipe.name for rung in result.ladder] == ["int8", "int8-linear", "int8-weights"]
     figures = result.ladder[-1].figures
-    assert figures is not None and figures.float_bytes is not None
+    assert figures is not None
+    assert figures.float_bytes is not None
     assert figures.comparison.output_error < 0.01
     assert figures.model_bytes < 0.85 * figures.float_bytes  # the rest is the graph in words
-    assert not result.passed and "times the latency" in result.reason
+    assert not result.passed
+    assert "times the latency" in result.reason
 
 
 def test_an_operator_without_a_counterpart_is_named_and_others_are_offered(tmp_path: Path) -> None:
