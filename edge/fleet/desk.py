@@ -219,9 +219,11 @@ class Desk:
         said = bodies.read_enrolment(request.body)
         with self.store.changing() as db:
             made = enrolment.enrol(db, said, now_ns=self._now_ns())
-        if made is None:
+            standing = None if made is None else enrolment.find(db, made[0]).standing
+        if made is None or standing is None:
             return _refusal(403, "the code is unknown, used or out of date")
-        self._memory = self._load()
+        self._memory.standings[made[0]] = standing
+        self._memory.tokens[made[0]] = enrolment.hashed(made[1])
         return _json(201, {"device": made[0], "token": made[1], "poll_s": self.limits.poll_s})
 
     def _report(self, device: str, body: bytes) -> Answer:

@@ -202,15 +202,19 @@ def tokens(db: sqlite3.Connection) -> dict[str, bytes]:
     return {device: bytes.fromhex(token) for device, token in rows}
 
 
-def bearer(header: str, hashed: Mapping[str, bytes]) -> str | None:
+def bearer(header: str, known_tokens: Mapping[str, bytes]) -> str | None:
     """Say which device an ``Authorization`` header is of; None when it is nobody's."""
     scheme, _, token = header.partition(" ")
     parts = token.split("_", 2)
     if scheme.lower() != "bearer" or len(parts) != 3 or parts[0] != "kitd":
         return None
-    kept = hashed.get(parts[1])
-    given = hashlib.sha256(token.encode("utf-8", "replace")).digest()
-    return parts[1] if kept is not None and hmac.compare_digest(kept, given) else None
+    kept = known_tokens.get(parts[1])
+    return parts[1] if kept is not None and hmac.compare_digest(kept, hashed(token)) else None
+
+
+def hashed(token: str) -> bytes:
+    """Hash a token as ``tokens`` gives it."""
+    return hashlib.sha256(token.encode("utf-8", "replace")).digest()
 
 
 def take_status(db: sqlite3.Connection, device: str, status: Status, *, now_ns: int) -> bool:

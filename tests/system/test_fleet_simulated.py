@@ -1,0 +1,166 @@
+"""A fleet of 1,000 real state machines in virtual time: however devices misbehave, a rollout ends right."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from edge.agent import trial
+from edge.fleet import rollouts
+from edge.fleet.plan import Plan, parse_waves
+from edge.fleet.rollout import DONE, FAILED, LIVE, STOPPED
+from tests.simulation import FAILING, FLAPPING, GOOD, SILENT, Shares, World, expected
+
+TOLERANT = Plan(
+    parse_waves("50,10%,50%,100%"), Fraction(80, 100), Fraction(2, 100), silence_s=7200.0, soak_s=900.0
+)
+
+
+@pytest.fixture
+def ram() -> Iterator[Path]:
+    """A folder that costs nothing to sync."""
+    place = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+    folder = Path(tempfile.mkdtemp(prefix="kit-fleet-", dir=place))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def make_world(ram: Path, bundles, signing_key: Path, monkeypatch: pytest.MonkeyPatch):
+    old = bundles.make(release=1)
+
+    def make(*, n_devices: int, seed: int = 0, shares: Shares | None = None) -> World:
+        world = World.__new__(World)
+        monkeypatch.setattr(
+            trial, "run_trial", lambda device, *, digest, timeout_s: world.examine(device, digest)
+        )
+        world.__init__(ram, old=old.path, key=signing_key, n_devices=n_devices, seed=seed, shares=shares)
+        return world
+
+    return make
+
+
+def ended(world: World, name: str) -> bool:
+    return world.rollout(name).status not in LIVE
+
+
+def assert_all_work(world: World) -> None:
+    """Open every device's slot, every byte verified."""
+    for agent in world.agents:
+        good = agent.device.good_slot()
+        assert (good.fell_back, good.bundle.digest) == ("", agent.running), agent.name
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_good_bundle_reaches_1000_devices_though_some_are_silent_failing_or_flapping(
+    make_world, bundles, seed: int
+) -> None:
+    began_s = time.monotonic()
+    world = make_world(n_devices=1000, seed=seed)
+    new = bundles.make(release=2)
+    made = world.roll_out(new.path, TOLERANT)
+    world.run(hours=48, until=lambda: ended(world, made.id))
+    after = world.rollout(made.id)
+    assert after.status == expected(after, world.fates()) == DONE, after.reason
+    world.wake_the_silent()
+    world.run(hours=6)
+    by_fate = {fate: set() for fate in (GOOD, SILENT, FAILING, FLAPPING)}
+    for agent in world.agents:
+        by_fate[agent.fate].add(agent.running)
+    assert {fate: running == {new.digest} for fate, running in by_fate.items()} == {
+        GOOD: True,
+        SILENT: True,  # late, and yet
+        FLAPPING: True,
+        FAILING: False,
+    }
+    assert new.digest not in by_fate[FAILING]
+    assert_all_work(world)
+    assert time.monotonic() - began_s < 60
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_bad_bundle_is_stopped_early_and_every_device_returns(make_world, bundles, seed: int) -> None:
+    began_s = time.monotonic()
+    world = make_world(n_devices=1000, seed=seed)
+    old = next(iter(world.running()))
+    bad = bundles.make(release=2)
+    world.error_shares[bad.digest] = 0.2
+    made = world.roll_out(bad.path, TOLERANT)
+    world.run(hours=48, until=lambda: ended(world, made.id))
+    after = world.rollout(made.id)
+    assert (after.status, after.wave <= 1) == (STOPPED, True), after.reason
+    assert len(after.members) <= 100
+    world.wake_the_silent()
+    world.run(hours=6)
+    assert world.running() == {old: 1000}
+    assert_all_work(world)
+    assert all(bad.digest in agent.rejected for agent in world.agents if agent.rejected)
+    mended = bundles.make(release=3)
+    again = world.roll_out(mended.path, replace(TOLERANT, waves=TOLERANT.waves[:1] + TOLERANT.waves[-1:]))
+    world.run(hours=48, until=lambda: ended(world, again.id))
+    assert world.rollout(again.id).status == DONE
+    assert time.monotonic() - began_s < 60
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_default_waves_end_as_their_first_devices_have_it(make_world, bundles, seed: int) -> None:
+    """With one device first, chance decides whether it is one of the bad; either end is right, and seen."""
+    world = make_world(n_devices=60, seed=seed, shares=Shares(silent=0.1, failing=0.1, flapping=0.2))
+    plan = replace(TOLERANT, waves=parse_waves("1,10%,50%,100%"), soak_s=0.0)
+    made = world.roll_out(bundles.make(release=2).path, plan)
+    world.run(hours=72, until=lambda: ended(world, made.id))
+    after = world.rollout(made.id)
+    fates = world.fates()
+    assert after.status == expected(after, fates), after.reason
+    failed = {device for device, each in after.members.items() if each.outcome == FAILED}
+    assert {fates[device] for device in failed} <= {FAILING}
+    world.wake_the_silent()
+    world.run(hours=6)
+    assert_all_work(world)
+
+
+def test_a_server_down_for_days_and_killed_changes_no_end(make_world, bundles) -> None:
+    world = make_world(n_devices=100, shares=Shares(silent=0.0, failing=0.02, flapping=0.1))
+    made = world.roll_out(bundles.make(release=2).path, replace(TOLERANT, waves=parse_waves("10,50%,100%")))
+    world.run(hours=24, until=lambda: world.rollout(made.id).wave == 1)
+    assert not ended(world, made.id)
+    world.down = True
+    world.run(hours=24 * 9)  # devices go on by themselves
+    assert_all_work(world)
+    world.restart()
+    world.down = False
+    world.run(hours=24, until=lambda: ended(world, made.id))
+    after = world.rollout(made.id)
+    assert after.status == DONE, after.reason
+    assert [event.kind for event in world.store.log()].count("rollout") == 1
+
+
+def test_an_operator_pauses_for_a_day_and_aborts(make_world, bundles) -> None:
+    world = make_world(n_devices=60, shares=Shares(silent=0.0, failing=0.0, flapping=0.2))
+    old = next(iter(world.running()))
+    made = world.roll_out(bundles.make(release=2).path, replace(TOLERANT, waves=parse_waves("10,50%,100%")))
+    world.run(hours=24, until=lambda: world.rollout(made.id).wave == 1)
+    with world.store.changing() as db:
+        rollouts.pause(db, made.id, by="test")
+    world.desk.reload()
+    world.run(hours=1)
+    held = world.running()
+    world.run(hours=24)
+    assert world.running() == held
+    with world.store.changing() as db:
+        rollouts.resume(db, made.id, by="test")
+    world.desk.reload()
+    world.run(hours=2, until=lambda: len(world.rollout(made.id).members) == 60)
+    with world.store.changing() as db:
+        rollouts.abort(db, made.id, by="test")
+    world.desk.reload()
+    world.run(hours=4)
+    assert world.running() == {old: 60}
+    assert_all_work(world)
