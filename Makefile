@@ -102,6 +102,7 @@ bench: setup  ## the figures the documents show: ours beside a bare loop, interl
 	$(BIN)/python benchmarks/serve --all
 	$(BIN)/python benchmarks/export
 	$(BIN)/python benchmarks/export --time
+	.venv-device/bin/python benchmarks/agent
 
 clean:  ## remove the environments and caches
 	rm -rf .venv .venv-device .venv-oms .venv-tflite .venv-clients .mypy_cache .pytest_cache .ruff_cache .hypothesis .bench
