@@ -212,6 +212,8 @@ class Service:
 
     def _mend(self, why: str, *, digest: str | None = None) -> None:
         """Take a slot back that has failed, where there is another one."""
+        if time.monotonic() < self._retry_s:
+            return  # the disk did not let it be taken back; it is tried again
         state = self._device.state()
         failed = digest or self._supervisor.digest
         if failed is None or not self._has_other(state):
@@ -231,9 +233,9 @@ class Service:
         self.wake()
 
     def _take_back_if_asked(self) -> None:
-        wanted, self._wanted_back = self._wanted_back, None
-        if wanted is None:
+        if self._wanted_back is None or time.monotonic() < self._retry_s:
             return
+        wanted, self._wanted_back = self._wanted_back, None
         state = self._device.state()
         if wanted not in (state.previous, getattr(state, "factory", None)) or wanted == state.current:
             return

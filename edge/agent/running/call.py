@@ -55,10 +55,12 @@ class Model:
             self._describe()
 
     @overload
-    def predict(self, asked: Mapping[str, np.ndarray]) -> Tensors: ...
+    def predict(self, asked: Mapping[str, np.ndarray]) -> Tensors:
+        """Answer tensors."""
 
     @overload
-    def predict(self, asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]: ...
+    def predict(self, asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Answer rows."""
 
     def predict(
         self, asked: Mapping[str, np.ndarray] | Sequence[Mapping[str, Any]]

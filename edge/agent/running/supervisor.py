@@ -359,13 +359,14 @@ class Supervisor:
         wait = _Patience(process, timeout_s=limits.start_timeout_s, beat=beat)
         try:
             said, _ = channel.receive(patience=wait)
-        except BaseException as error:
+        except BrokenChannelError as error:
             process.kill("it does not come up")
             code = popen.wait()
             channel.close()
-            if isinstance(error, BrokenChannelError):
-                why = process.why if wait.over else f"its process {_ended(code)} while it loaded"
-                raise ModelError(f"{digest[:12]} cannot be run: {why}") from error
+            why = process.why if wait.over else f"its process {_ended(code)} while it loaded"
+            raise ModelError(f"{digest[:12]} cannot be run: {why}") from error
+        except BaseException:
+            _end(process)
             raise
         if said.get("op") != "ready":
             popen.wait()
