@@ -189,7 +189,10 @@ def find(db: sqlite3.Connection, name: str) -> Known:
     Raises:
         NotFoundError: Nobody knows it.
     """
-    row = db.execute(f"SELECT {_COLUMNS} FROM devices WHERE name = ? OR id = ?", (name, name)).fetchone()
+    for column in ("id", "name"):
+        row = db.execute(f"SELECT {_COLUMNS} FROM devices WHERE {column} = ?", (name,)).fetchone()
+        if row is not None:
+            break
     if row is None:
         names = [each[0] for each in db.execute("SELECT name FROM devices")]
         raise NotFoundError(f"there is no device {name!r}", hint=nearest(name, names))
@@ -283,11 +286,12 @@ def _remember(
 
 def _withdrawn(db: sqlite3.Connection, device: str | None = None) -> dict[str, dict[str, str | None]]:
     """Find the bundles a device has that were taken back from it, and what it ran before each."""
+    which, values = ("", ()) if device is None else ("d.id = ? AND ", (device,))
     rows = db.execute(
         "SELECT m.device, r.digest, m.before FROM devices d JOIN members m ON m.device = d.id"
-        " JOIN rollouts r ON r.id = m.rollout WHERE (? IS NULL OR d.id = ?)"
-        " AND r.status IN ('stopped', 'aborted') AND r.digest IN (d.digest, d.previous) ORDER BY r.began_ns",
-        (device, device),
+        f" JOIN rollouts r ON r.id = m.rollout WHERE {which}r.status IN ('stopped', 'aborted')"
+        " AND r.digest IN (d.digest, d.previous) ORDER BY r.began_ns",
+        values,
     )
     found: dict[str, dict[str, str | None]] = {}
     for each, digest, before in rows:

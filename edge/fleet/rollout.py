@@ -228,6 +228,9 @@ def count(members: Mapping[str, Member]) -> Count:
 
 def _judge(member: Member, seen: Seen, *, rollout: Rollout, now_s: float) -> Member:
     """Say how one device stands."""
+    if member.outcome == CONFIRMED and seen.digest is None and rollout.digest not in seen.rejected:
+        # Nothing answers there for now: its process starts anew, say. It has to show once more that it runs.
+        return dataclasses.replace(member, outcome=WAITING, released_s=now_s)
     outcome, reason = _verdict(member, seen, digest=rollout.digest, plan=rollout.plan, now_s=now_s)
     return (
         member if outcome == member.outcome else dataclasses.replace(member, outcome=outcome, reason=reason)

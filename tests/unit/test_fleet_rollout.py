@@ -184,6 +184,19 @@ def test_a_device_that_falls_silent_after_it_confirmed_counts_as_failed() -> Non
     assert made.status == STOPPED
 
 
+def test_a_device_whose_process_starts_anew_has_to_show_again_that_it_runs() -> None:
+    told = dataclasses.replace(PLAN, waves=plan.parse_waves("100%"), soak_s=1e6)
+    made, _ = step(started(1, told=told), seen_of(started(1)), now_s=0)
+    made, _ = step(made, {"d0": Seen(10, NEW)}, now_s=10)
+    made, _ = step(made, {"d0": Seen(20, None)}, now_s=20)
+    assert (made.members["d0"].outcome, made.soaking_s) == (WAITING, None)
+    again, _ = step(made, {"d0": Seen(30, NEW)}, now_s=30)
+    assert again.members["d0"].outcome == CONFIRMED
+    for now_s in range(20, 2000, 60):  # it goes on asking, and never answers again
+        made, _ = step(made, {"d0": Seen(now_s, None)}, now_s=now_s)
+    assert (made.status, made.members["d0"].outcome) == (STOPPED, SILENT)
+
+
 def test_a_soak_starts_again_when_the_share_is_lost() -> None:
     told = dataclasses.replace(
         PLAN, waves=plan.parse_waves("100%"), success=Fraction(1, 2), soak_s=60.0, silence_s=1e6
