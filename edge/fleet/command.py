@@ -7,6 +7,7 @@ import getpass
 import sqlite3
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from kit.settings import FleetSettings
 
 INTERRUPTED = 130
 _LOOK_S = 0.5
+_MOST_BASES = 8
 _Announce = Callable[[str], None]
 
 
@@ -159,8 +161,11 @@ def _roll_out(project: Project, settings: FleetSettings, *, announce: _Announce)
                 return FleetResult("rollout", intent=intent)
             override = _signed_override(project, facts, settings.override)
             shelf.place(store.folder, path, facts)
+            deltas = shelf.make_deltas(store.folder, facts, bases=_bases(store, settings.group))
             with store.changing() as db:
                 shelf.remember(db, facts, bundle)
+                for delta in deltas:
+                    shelf.add_delta(db, delta)
                 made = rollouts.begin(
                     db,
                     group=settings.group,
@@ -259,6 +264,14 @@ def _intend(
         soak_s=plan.soak_s,
         notes=tuple(notes),
     )
+
+
+def _bases(store: Store, group: str) -> list[BundleFacts]:
+    """List the bundles a group's devices run, the most frequent first."""
+    with store.reading() as db:
+        counted = Counter(each.standing.seen.digest for each in enrolment.known(db, group=group))
+        there = shelf.facts(db)
+    return [there[digest] for digest, _ in counted.most_common(_MOST_BASES) if digest in there]
 
 
 def _lacks(status: Mapping[str, Any], engine: str) -> bool:

@@ -19,13 +19,15 @@ from typing import Any
 
 from edge.fleet.offers import BundleFacts, DeltaFacts
 from edge.fleet.store import note
+from kit import delta
 from kit.archive import SUFFIX, unpack
 from kit.bundle import Bundle, open_bundle
-from kit.errors import VerificationError
+from kit.errors import InputError, MissingDependencyError, VerificationError
 from kit.files import disk_errors, read_json, sha256_file, write_atomic
 
 PROFILE = "profile.json"
 MAX_PROFILE_BYTES = 4 << 20
+_WORTH_SHARE = 0.9
 
 
 @contextmanager
@@ -106,11 +108,39 @@ def profile(db: sqlite3.Connection, digest: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def add_delta(db: sqlite3.Connection, delta: DeltaFacts) -> None:
+def make_deltas(folder: Path, new: BundleFacts, *, bases: Sequence[BundleFacts]) -> list[DeltaFacts]:
+    """Make what turns bundles that devices run into a new one, where that is worth its while.
+
+    Args:
+        folder: The fleet's folder, in which all archives lie.
+        new: The bundle they shall run.
+        bases: The bundles they run.
+
+    Returns:
+        The deltas that save a tenth or more. None where what makes them is not installed, or an archive is
+        too large to be compared: devices then fetch the whole.
+    """
+    made = []
+    for base in bases:
+        path = delta_path(folder, base.digest, new.digest)
+        try:
+            with disk_errors(path):
+                path.parent.mkdir(exist_ok=True)
+            n_bytes = delta.make(archive_path(folder, base.digest), archive_path(folder, new.digest), path)
+        except (InputError, MissingDependencyError):
+            continue
+        if n_bytes is None or n_bytes > _WORTH_SHARE * new.size_bytes:
+            path.unlink(missing_ok=True)
+            continue
+        made.append(DeltaFacts(base.digest, new.digest, n_bytes, sha256_file(path)))
+    return made
+
+
+def add_delta(db: sqlite3.Connection, made: DeltaFacts) -> None:
     """Keep what is known of a delta whose file has been placed."""
     db.execute(
         "INSERT INTO deltas VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (delta.base, delta.digest, delta.size_bytes, delta.sha256),
+        (made.base, made.digest, made.size_bytes, made.sha256),
     )
 
 
@@ -127,7 +157,7 @@ def archive_path(folder: Path, digest: str) -> Path:
 
 def delta_path(folder: Path, base: str, digest: str) -> Path:
     """Say where a delta lies."""
-    return folder / "deltas" / f"{base}-{digest}.delta"
+    return folder / "deltas" / f"{base}-{digest}{delta.SUFFIX}"
 
 
 def free_bytes(folder: Path) -> int:

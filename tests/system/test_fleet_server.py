@@ -24,6 +24,7 @@ import pytest
 
 from edge.fleet.devices import find_device, fleet_folder
 from edge.fleet.store import Store
+from kit import delta
 from kit.cli import main
 from kit.errors import ConflictError, NotFoundError
 from kit.project import Project
@@ -185,6 +186,31 @@ def test_a_download_goes_on_where_it_was_cut(project: Path, bundles, capsys) -> 
         other = f"/v1/bundles/{'0' * 64}.bundle"
         traversal = "/v1/bundles/../../fleet.db"
         assert [server.ask(each, token=device.token)[0] for each in (other, traversal)] == [404, 404]
+
+
+def test_a_device_that_runs_the_last_bundle_is_offered_what_turns_it_into_the_new_one(
+    project: Path, bundles, capsys, tmp_path: Path
+) -> None:
+    first, second = bundles.make(release=1), bundles.make(release=2)
+    with served(project) as server:
+        device = Device.enrolled(server, capsys, "one")
+        assert kit(capsys, "fleet", "rollout", str(first.path), "--group", "line")[0] == 0
+        await_true(lambda: device.offer()["kind"] == "install")
+        assert device.offer()["deltas"] == []
+        device.tell(digest=first.digest, release=1)
+        await_true(lambda: '"done"' in kit(capsys, "fleet", "status", "--json")[1])
+        assert kit(capsys, "fleet", "rollout", str(second.path), "--group", "line")[0] == 0
+        await_true(lambda: device.offer()["kind"] == "install")
+        (offered,) = device.offer()["deltas"]
+        assert offered["from"] == first.digest
+        status, headers, data = server.ask("/v1/" + offered["url"], token=device.token)
+        assert (status, len(data)) == (200, offered["size_bytes"])
+        assert headers["etag"] == f'"{offered["sha256"]}"'
+        assert len(data) < 0.5 * second.path.stat().st_size
+        (tmp_path / "delta").write_bytes(data)
+        whole = {"size_bytes": device.offer()["size_bytes"], "sha256": device.offer()["sha256"]}
+        delta.apply(first.path, tmp_path / "delta", tmp_path / "new", **whole)
+        assert (tmp_path / "new").read_bytes() == second.path.read_bytes()
 
 
 def test_a_server_killed_in_mid_rollout_goes_on_where_it_was(project: Path, bundles, capsys) -> None:
