@@ -20,7 +20,7 @@ from edge.fleet.plan import Plan, in_order, parse_duration_s, parse_share, parse
 from edge.fleet.rollout import DONE
 from edge.fleet.store import Store, is_served
 from kit.bundle import Bundle
-from kit.errors import ConflictError, GateError, InputError, NotFoundError, SettingsError
+from kit.errors import ConflictError, GateError, InputError, NotFoundError
 from kit.project import Project
 from kit.settings import FleetSettings
 
@@ -159,7 +159,7 @@ def _roll_out(project: Project, settings: FleetSettings, *, announce: _Announce)
             intent = _intend(store, facts, bundle, plan=plan, settings=settings)
             if settings.dry_run:
                 return FleetResult("rollout", intent=intent)
-            override = _signed_override(project, facts, settings.override)
+            override = _signed_override(project, facts, settings.allow_older)
             shelf.place(store.folder, path, facts)
             deltas = shelf.make_deltas(store.folder, facts, bases=_bases(store, settings.group))
             with store.changing() as db:
@@ -235,10 +235,10 @@ def _intend(
         each.standing.release >= facts.release and each.standing.seen.digest != facts.digest
         for each in devices
     )
-    if higher and settings.override is None:
+    if higher and settings.allow_older is None:
         notes.append(
             f"{higher:,} devices have confirmed release {facts.release} or a higher one and will refuse "
-            "this; see --override"
+            "this; see --allow-older"
         )
     refused = sum(facts.digest in each.standing.seen.rejected for each in devices)
     if refused:
@@ -339,6 +339,9 @@ def _operator() -> str:
 
 
 def _signed_override(project: Project, facts: BundleFacts, reason: str | None) -> str | None:
+    """Sign the paper that lets a bundle in though its release is not above a device's."""
     if reason is None:
         return None
-    raise SettingsError("override is not there yet")
+    from kit.override import sign_override
+
+    return sign_override(facts.digest, reason=reason, key=project.signing_key()).decode()

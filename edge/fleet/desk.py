@@ -271,7 +271,7 @@ class Desk:
                 what,
                 bundles=memory.bundles,
                 delta=memory.deltas.get((base, what.digest)) if base and what.digest else None,
-                override=group.override if what.digest == group.digest else None,
+                override=group.overrides.get(what.digest or ""),
                 keyring=None if memory.keyring is None else memory.keyring[0],
                 poll_s=self.limits.poll_s,
             )

@@ -285,17 +285,25 @@ def _remember(
 
 
 def _withdrawn(db: sqlite3.Connection, device: str | None = None) -> dict[str, dict[str, str | None]]:
-    """Find the bundles a device has that were taken back from it, and what it ran before each."""
+    """Find the bundles that were taken back from devices, and what each ran before.
+
+    Of the bundles a device has, and its group's: those whose last rollout was stopped or aborted, or in which
+    the device failed.
+    """
     which, values = ("", ()) if device is None else ("d.id = ? AND ", (device,))
     rows = db.execute(
-        "SELECT m.device, r.digest, m.before FROM devices d JOIN members m ON m.device = d.id"
-        f" JOIN rollouts r ON r.id = m.rollout WHERE {which}r.status IN ('stopped', 'aborted')"
-        " AND r.digest IN (d.digest, d.previous) ORDER BY r.began_ns",
+        "SELECT m.device, r.digest, m.before, r.status = 'done' AND m.outcome <> 'failed'"
+        " FROM devices d JOIN groups g ON g.name = d.in_group JOIN members m ON m.device = d.id"
+        f" JOIN rollouts r ON r.id = m.rollout WHERE {which}r.status NOT IN ('running', 'paused')"
+        " AND r.digest IN (d.digest, d.previous, g.confirmed) ORDER BY r.began_ns",
         values,
     )
     found: dict[str, dict[str, str | None]] = {}
-    for each, digest, before in rows:
-        found.setdefault(each, {})[digest] = before
+    for each, digest, before, went_well in rows:
+        if went_well:
+            found.get(each, {}).pop(digest, None)
+        else:
+            found.setdefault(each, {})[digest] = before
     return found
 
 

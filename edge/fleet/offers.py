@@ -82,7 +82,7 @@ class GroupView:
         digest: The bundle of that rollout; None for none.
         status: Of that rollout.
         members: Its devices.
-        override: The paper that lets the rollout's bundle in though its release is not above a device's.
+        overrides: Bundle to the paper that lets it in though its release is not above a device's.
     """
 
     confirmed: str | None = None
@@ -90,7 +90,7 @@ class GroupView:
     digest: str | None = None
     status: str = ""
     members: Mapping[str, Member] = field(default_factory=dict)
-    override: str | None = None
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,14 @@ def wanted(device: Standing, group: GroupView, bundles: Mapping[str, BundleFacts
             return Wanted()
         if group.status == RUNNING and member.outcome != FAILED:
             return Wanted(INSTALL, group.digest, group.rollout)
-    if runs is not None and runs in device.withdrawn and runs not in (group.digest, group.confirmed):
+    if runs is not None and runs in device.withdrawn and runs != group.digest:
         return _back(device, group, before=device.withdrawn[runs], rollout="")
     confirmed = None if group.confirmed is None else bundles.get(group.confirmed)
-    if confirmed is None or runs == confirmed.digest or confirmed.digest in device.seen.rejected:
+    if confirmed is None or confirmed.digest in (runs, *device.withdrawn, *device.seen.rejected):
         return Wanted()
     # A device takes no release below one it has confirmed: it would refuse, and remember that it did.
-    return Wanted(INSTALL, confirmed.digest) if confirmed.release > device.release else Wanted()
+    fits = confirmed.release > device.release or confirmed.digest in group.overrides
+    return Wanted(INSTALL, confirmed.digest) if fits else Wanted()
 
 
 def _back(device: Standing, group: GroupView, *, before: str | None, rollout: str) -> Wanted:
@@ -136,7 +137,7 @@ def offer(
     *,
     bundles: Mapping[str, BundleFacts],
     delta: DeltaFacts | None,
-    override: str | None,
+    override: Mapping[str, Any] | None,
     keyring: int | None,
     poll_s: int,
 ) -> dict[str, Any]:
@@ -165,7 +166,7 @@ def offer(
             "url": f"bundles/{facts.digest}.bundle",
             "size_bytes": facts.size_bytes,
             "sha256": facts.sha256,
-            "override": override,
+            "override": None if override is None else dict(override),
             "deltas": [],
         }
         if delta is not None:

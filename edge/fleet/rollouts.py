@@ -6,6 +6,7 @@ reads it first, so of two operators one is told what the other has done.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import secrets
 import sqlite3
@@ -208,12 +209,22 @@ ACTIONS: dict[str, Callable[..., Kept]] = {"pause": pause, "resume": resume, "ab
 
 def groups(db: sqlite3.Connection) -> dict[str, GroupView]:
     """Give every group, as far as its devices' offers depend on it."""
-    views = {name: GroupView(digest) for name, digest in db.execute("SELECT name, confirmed FROM groups")}
+    overrides: dict[str, dict[str, Any]] = {}
+    papers = db.execute("SELECT in_group, digest, override FROM rollouts WHERE override IS NOT NULL")
+    for group, digest, paper in papers:
+        overrides.setdefault(group, {})[digest] = json.loads(paper)
+    views = {
+        name: GroupView(digest, overrides=overrides.get(name, {}))
+        for name, digest in db.execute("SELECT name, confirmed FROM groups")
+    }
     for kept in listed(db, live=True, last=-1):
         made = kept.rollout
-        override = db.execute("SELECT override FROM rollouts WHERE id = ?", (made.id,)).fetchone()[0]
-        views[kept.group] = GroupView(
-            views[kept.group].confirmed, made.id, made.digest, made.status, made.members, override
+        views[kept.group] = dataclasses.replace(
+            views[kept.group],
+            rollout=made.id,
+            digest=made.digest,
+            status=made.status,
+            members=made.members,
         )
     return views
 

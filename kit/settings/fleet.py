@@ -50,12 +50,11 @@ class FleetSettings(CommandSettings):
         pattern=_DURATION,
         description="For rollout: how long a wave that has its share must hold it.",
     )
-    override: str | None = Field(
+    allow_older: str | None = Field(
         default=None,
         min_length=1,
-        max_length=200,
-        description="For rollout: why devices shall take the bundle though its release is not above theirs; "
-        "signed with the project's key.",
+        max_length=300,
+        description="For rollout: why a release may come in that is not above the devices'; an override is signed.",
     )
     dry_run: bool = Field(
         default=False, description="For rollout: verify and show the plan, and begin nothing."
@@ -97,7 +96,7 @@ class FleetSettings(CommandSettings):
     @property
     def idle(self) -> tuple[Idle, ...]:
         """What does nothing with another action."""
-        rollout = ("group", "waves", "success", "errors", "silence", "soak", "override", "dry_run")
+        rollout = ("group", "waves", "success", "errors", "silence", "soak", "allow_older", "dry_run")
         serve = ("host", "port", "poll_s", "max_telemetry_mb", "tls_cert", "tls_key", "without_tls")
         needed = dict.fromkeys(rollout, "'rollout'") | dict.fromkeys(serve, "'serve'")
         needed["follow"] = "'rollout' or 'status'"

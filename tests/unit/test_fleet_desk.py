@@ -193,6 +193,30 @@ def test_a_device_with_too_many_errors_returns_though_the_rollout_goes_on(desk: 
     desk.tick(1.0)
     assert (status_of(desk, made.id), bad.offer()["kind"]) == (RUNNING, "return")
     assert bad.offer()["rollout"] == made.id
+    bad.tell(digest=OLD, previous=None, health={"answers": 0, "errors": 0})
+    confirm(desk, askers[1:])
+    assert status_of(desk, made.id) == DONE
+    assert bad.offer()["kind"] == "stay"  # it is not tried on it again
+    bad.tell(digest=NEW, previous=OLD)  # it was away with the bundle and did not hear in time
+    assert bad.offer()["kind"] == "return"
+
+
+def test_an_override_goes_with_the_bundle_it_is_for(desk: Desk) -> None:
+    asker, late = Asker.enrolled(desk, "one"), Asker.enrolled(desk, "two", group="line")
+    for each in (asker, late):
+        each.tell(release=9)
+    with desk.store.changing() as db:
+        made = rollouts.begin(
+            *(db,), group="line", digest=NEW, name="shapes", plan=PLAN, override='{"payload": "x"}'
+        )
+    desk.tick(1.0)
+    first = asker if asker.id == made.order[0] else late
+    assert first.offer()["override"] == {"payload": "x"}
+    confirm(desk, [asker, late])
+    assert status_of(desk, made.id) == DONE
+    later = Asker.enrolled(desk, "three")
+    later.tell(release=9)
+    assert (later.offer()["digest"], later.offer()["override"]) == (NEW, {"payload": "x"})
 
 
 def test_a_paused_rollout_lets_nobody_begin(desk: Desk) -> None:
