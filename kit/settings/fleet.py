@@ -54,7 +54,7 @@ class FleetSettings(CommandSettings):
         default=None,
         min_length=1,
         max_length=300,
-        description="For rollout: why a release may come in that is not above the devices'; an override is signed.",
+        description="For rollout: why a release not above the devices' may come in; an override is signed.",
     )
     dry_run: bool = Field(
         default=False, description="For rollout: verify and show the plan, and begin nothing."
