@@ -33,6 +33,9 @@ ENGINES = {
 }
 PACKAGES = ("batch-edge-kit", *(name for names in ENGINES.values() for name in names))
 
+#: The same processor under the names that systems give it.
+MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+
 _BOUND = re.compile(r"(>=|<=|==|<|>)([0-9.]+)")
 
 
@@ -137,11 +140,18 @@ def check_machine(found: Found, bundle: Bundle, *, shown: str) -> None:
             hint=f"run there: {install_line(extra)}; or name its interpreter: --device-python",
         )
     needs = bundle.manifest.get("requirements") or {}
-    arch = needs.get("arch") or ()
-    if arch and found.machine not in arch:
+    machines = [str(each) for each in needs.get("machines") or ()]
+    here = found.machine.lower()
+    if machines and MACHINES.get(here, here) not in machines:
         raise VerificationError(
-            f"the bundle is for {' or '.join(arch)}; {shown} is a {found.machine}",
+            f"the bundle is for {' or '.join(machines)}; {shown} is a {found.machine}",
             hint="export the model for this device",
+        )
+    memory_mb = needs.get("memory_mb")
+    if isinstance(memory_mb, (int, float)) and 0 < found.memory_bytes < memory_mb * 1e6:
+        raise VerificationError(
+            f"the bundle needs {memory_mb:.0f} MB of memory; {shown} has {found.memory_bytes / 1e6:.0f}",
+            hint="flash a smaller model",
         )
     if engine not in ENGINES:
         return  # an engine of a newer kit: the device's agent knows it, or says that it does not

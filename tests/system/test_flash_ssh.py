@@ -192,7 +192,7 @@ def test_what_the_device_would_refuse_is_refused_before_anything_is_sent(
     needs = {"engine": "onnxruntime", "packages": {"onnxruntime": ">=99"}}
     with pytest.raises(MissingDependencyError, match="needs onnxruntime >=99"):
         flash(project, settings(bundles.make(release=6, manifest={"requirements": needs}).path))
-    needs = {"engine": "onnxruntime", "packages": {"onnxruntime": ">=1"}, "arch": ["riscv64"]}
+    needs = {"engine": "onnxruntime", "packages": {"onnxruntime": ">=1"}, "machines": ["riscv64"]}
     with pytest.raises(VerificationError, match="for riscv64"):
         flash(project, settings(bundles.make(release=6, manifest={"requirements": needs}).path))
     shutil.rmtree(tmp_path / "device" / "keys")

@@ -76,8 +76,10 @@ def test_a_place_is_refused_by_what_stands_there(
             MissingDependencyError,
             "has onn",
         ),
-        ({}, {"requirements": {"arch": ["aarch64"]}}, None, ""),
-        ({}, {"requirements": {"arch": ["x86_64"]}}, VerificationError, "for x86_64; it is a aarch64"),
+        ({}, {"requirements": {"machines": ["aarch64"], "memory_mb": 1000}}, None, ""),
+        ({"machine": "arm64"}, {"requirements": {"machines": ["aarch64"]}}, None, ""),
+        ({}, {"requirements": {"memory_mb": 2000}}, VerificationError, "needs 2000 MB of memory"),
+        ({}, {"requirements": {"machines": ["x86_64"]}}, VerificationError, "for x86_64; it is a aarch64"),
     ],
 )
 def test_a_machine_is_refused_by_what_it_has(
