@@ -1,8 +1,9 @@
-"""Signatures over a list of files, in the OMS 1.0 format (OpenSSF Model Signing).
+"""Signatures over a list of files, in the OMS 1.0 format (OpenSSF Model Signing), and over single papers.
 
 A signature is a Sigstore bundle (v0.3, JSON) around a DSSE envelope whose payload is an in-toto
 statement: a name, and the sha256 of every file. The official ``model_signing`` tool verifies what
 ``sign`` makes; ``verify`` takes signatures of both, and refuses whatever the official tool refuses.
+A paper (``kit.paper``) is the envelope alone, with a payload type of its own.
 
 The algorithm is ECDSA on P-256 with SHA-256 and nothing in a bundle can choose another. Signing is
 deterministic (RFC 6979): equal inputs give equal bytes. This module knows names and digests, not
@@ -41,6 +42,9 @@ SIGNATURE_NAME = "model.sig"
 
 MAX_SIGNATURE_BYTES = 4 << 20
 """More than any signature needs (about 15,000 files), little enough to read on a device."""
+
+MAX_SIGNERS = 64
+"""Most keys that sign one paper."""
 
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -114,6 +118,15 @@ def key_id(public_pem: bytes) -> str:
     return _key_id(_p256_public(public_pem, "the public key"))
 
 
+def normal_pem(public_pem: bytes) -> bytes:
+    """Write a public key the one way this kit does, without what may stand around it.
+
+    Raises:
+        InputError: The bytes are not a P-256 public key in PEM.
+    """
+    return _pem(_p256_public(public_pem, "the public key"))
+
+
 def public_of(key: Path) -> bytes:
     """Derive the public key, PEM, of a private key file.
 
@@ -172,25 +185,15 @@ def sign(files: Mapping[str, str], *, name: str, key: Path) -> bytes:
     for problem in _name_problems(name, files):
         raise InputError(f"this cannot be signed: {problem}")
     private = _load_private(key)
-    public = private.public_key()
     payload = kit_files.canonical_json(_statement(files, name=name))
-    try:
-        algorithm = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
-        raw = private.sign(_pae(payload), algorithm)
-    except UnsupportedAlgorithm as error:
-        raise MissingDependencyError(
-            "the OpenSSL under the installed cryptography cannot make deterministic signatures",
-            hint="install cryptography from PyPI (its wheels carry OpenSSL 3.2 or newer)",
-        ) from error
     bundle = kit_files.canonical_json(
         {
             "mediaType": _MEDIA_TYPE,
-            "verificationMaterial": {"publicKey": {"hint": _key_hint(public)}, "tlogEntries": []},
-            "dsseEnvelope": {
-                "payload": base64.b64encode(payload).decode(),
-                "payloadType": _PAYLOAD_TYPE,
-                "signatures": [{"keyid": _key_id(public), "sig": base64.b64encode(raw).decode()}],
+            "verificationMaterial": {
+                "publicKey": {"hint": _key_hint(private.public_key())},
+                "tlogEntries": [],
             },
+            "dsseEnvelope": _envelope(payload, _PAYLOAD_TYPE, [private]),
         }
     )
     if len(bundle) > MAX_SIGNATURE_BYTES:
@@ -228,19 +231,132 @@ def verify(signature: bytes, *, trusted: Sequence[bytes]) -> Signed:
     public = keys[hint]
     if signer not in ("", _key_id(public)):
         raise VerificationError(f"the signature names two keys: {signer[:12]} and {_key_id(public)[:12]}")
+    _check_signature(public, raw, payload, _PAYLOAD_TYPE)
+    name, files = _read_statement(parse_json(payload, "the signed statement"))
+    return Signed(name=name, files=files, key_id=_key_id(public))
+
+
+def sign_payload(payload: bytes, payload_type: str, *, key: Path, also: Sequence[Path] = ()) -> bytes:
+    """Sign bytes of one kind; no signature of another kind can be taken for it.
+
+    Args:
+        payload: What is signed.
+        payload_type: Its media type, ASCII.
+        key: The private key file, readable by its owner alone.
+        also: More private keys that sign; a key counts once.
+
+    Returns:
+        A DSSE envelope, JSON in UTF-8; the same bytes every time for the same inputs.
+
+    Raises:
+        InputError: A key file breaks a rule, or there are more than ``MAX_SIGNERS``.
+        NotFoundError: A key file does not exist.
+        MissingDependencyError: The installed cryptography cannot sign deterministically.
+    """
+    privates = {_key_id(each.public_key()): each for each in map(_load_private, (key, *also))}
+    if len(privates) > MAX_SIGNERS:
+        raise InputError(f"{len(privates)} keys sign one paper; at most {MAX_SIGNERS} may")
+    return kit_files.canonical_json(_envelope(payload, payload_type, list(privates.values())))
+
+
+def verify_payload(
+    envelope: bytes,
+    payload_type: str,
+    *,
+    trusted: Sequence[bytes],
+    what: str = "the paper",
+    max_bytes: int = MAX_SIGNATURE_BYTES,
+) -> tuple[bytes, str]:
+    """Check a DSSE envelope and give what was signed, and by whom.
+
+    One signature by a trusted key is enough; one that claims a trusted key and does not hold is refused,
+    whatever stands beside it. Signatures by other keys say nothing.
+
+    Args:
+        envelope: What ``sign_payload`` has made.
+        payload_type: The only media type that is accepted.
+        trusted: Public keys, PEM.
+        what: What it is, for the sentences of refusals.
+        max_bytes: Most that is looked at.
+
+    Returns:
+        The signed bytes, and the id of the trusted key that signed, the first of several.
+
+    Raises:
+        VerificationError: Anything else; the sentence says what does not hold.
+    """
+    if len(envelope) > max_bytes:
+        raise VerificationError(f"{what} is larger than {max_bytes} bytes", hint=_FETCH_HINT)
+    keys = {_key_id(public): public for public in _trusted_keys(trusted).values()}
+    payload, signatures = _open_envelope(parse_json(envelope, what), payload_type)
+    raws = dict(signatures)
+    if not 1 <= len(signatures) <= MAX_SIGNERS or len(raws) != len(signatures):
+        raise VerificationError(f"{what} holds {len(signatures)} signatures, by {len(raws)} keys")
+    signers = [key for key in raws if key in keys]
+    if not signers:
+        said = " and ".join((key or "without a name")[:12] for key in list(raws)[:3])
+        shown = ", ".join(sorted(key[:12] for key in keys))
+        raise VerificationError(
+            f"{what} is signed by key {said}, which is not trusted (trusted: {shown})",
+            hint="have it signed by a trusted key",
+        )
+    for signer in signers:
+        _check_signature(keys[signer], raws[signer], payload, payload_type)
+    return payload, signers[0]
+
+
+def parse_json(data: bytes, what: str) -> object:
+    """Read JSON as strictly as signed bytes are: UTF-8, and no key twice in an object.
+
+    Args:
+        data: The bytes.
+        what: What they are, for the sentence of a refusal.
+
+    Raises:
+        VerificationError: They are not such JSON.
+    """
     try:
-        public.verify(raw, _pae(payload), ec.ECDSA(hashes.SHA256()))
+        return json.loads(data.decode(), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise VerificationError(f"{what} is not JSON: {error}", hint=_FETCH_HINT) from error
+
+
+def _envelope(
+    payload: bytes, payload_type: str, privates: Sequence[ec.EllipticCurvePrivateKey]
+) -> dict[str, Any]:
+    """Sign and wrap, as DSSE v1.0.0 has it (envelope.md)."""
+    try:
+        algorithm = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
+        raws = [private.sign(_pae(payload, payload_type), algorithm) for private in privates]
+    except UnsupportedAlgorithm as error:
+        raise MissingDependencyError(
+            "the OpenSSL under the installed cryptography cannot make deterministic signatures",
+            hint="install cryptography from PyPI (its wheels carry OpenSSL 3.2 or newer)",
+        ) from error
+    return {
+        "payload": base64.b64encode(payload).decode(),
+        "payloadType": payload_type,
+        "signatures": [
+            {"keyid": _key_id(private.public_key()), "sig": base64.b64encode(raw).decode()}
+            for private, raw in zip(privates, raws)
+        ],
+    }
+
+
+def _check_signature(
+    public: ec.EllipticCurvePublicKey, raw: bytes, payload: bytes, payload_type: str
+) -> None:
+    try:
+        public.verify(raw, _pae(payload, payload_type), ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as error:
         raise VerificationError(
             f"the signature does not match its payload under key {_key_id(public)[:12]}", hint=_FETCH_HINT
         ) from error
-    name, files = _read_statement(_parse(payload, "the signed statement"))
-    return Signed(name=name, files=files, key_id=_key_id(public))
 
 
-def _pae(payload: bytes) -> bytes:
+def _pae(payload: bytes, payload_type: str) -> bytes:
     """Encode what DSSE signs (DSSE v1.0.0, protocol.md, "PAE")."""
-    return b"DSSEv1 %d %s %d %s" % (len(_PAYLOAD_TYPE), _PAYLOAD_TYPE.encode(), len(payload), payload)
+    return b"DSSEv1 %d %s %d %s" % (len(payload_type), payload_type.encode(), len(payload), payload)
 
 
 def _path_order(name: str) -> list[str]:
@@ -321,7 +437,7 @@ def _open_bundle(signature: bytes) -> tuple[bytes, bytes, str, str]:
 
     Unknown fields are refused here, as the official tool does: nothing outside the payload is signed.
     """
-    bundle = _parse(signature, "the signature")
+    bundle = parse_json(signature, "the signature")
     _only(bundle, "mediaType", "verificationMaterial", "dsseEnvelope")
     _expect(_field(bundle, "mediaType", str), _MEDIA_TYPE, "bundle type")
     material = _field(bundle, "verificationMaterial", dict)
@@ -331,24 +447,28 @@ def _open_bundle(signature: bytes) -> tuple[bytes, bytes, str, str]:
     hint = _field(public_key, "hint", str)
     if _field(material, "tlogEntries", list):
         raise VerificationError("the signature carries transparency log entries, which are not checked here")
-    envelope = _field(bundle, "dsseEnvelope", dict)
-    _only(envelope, "payload", "payloadType", "signatures")
-    _expect(_field(envelope, "payloadType", str), _PAYLOAD_TYPE, "payload type")
-    signatures = _field(envelope, "signatures", list)
+    if not _HEX_DIGEST.fullmatch(hint):
+        raise VerificationError("the signature names its key by something else than a sha256")
+    payload, signatures = _open_envelope(_field(bundle, "dsseEnvelope", dict), _PAYLOAD_TYPE)
     if len(signatures) != 1:
         raise VerificationError(f"the envelope holds {len(signatures)} signatures where one is expected")
-    _only(signatures[0], "sig", "keyid")
-    signer = _field(signatures[0], "keyid", str) if "keyid" in signatures[0] else ""
-    if not _HEX_DIGEST.fullmatch(hint) or (signer and not _HEX_DIGEST.fullmatch(signer)):
-        raise VerificationError("the signature names its key by something else than a sha256")
-    return _decoded(envelope, "payload"), _decoded(signatures[0], "sig"), hint, signer
+    [(signer, raw)] = signatures
+    return payload, raw, hint, signer
 
 
-def _parse(data: bytes, what: str) -> object:
-    try:
-        return json.loads(data.decode(), object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise VerificationError(f"{what} is not JSON: {error}", hint=_FETCH_HINT) from error
+def _open_envelope(envelope: object, payload_type: str) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """Take a DSSE envelope apart: payload, and key id ("" when the signer gave none) and raw bytes of each
+    signature."""
+    _only(envelope, "payload", "payloadType", "signatures")
+    _expect(_field(envelope, "payloadType", str), payload_type, "payload type")
+    signatures = []
+    for each in _field(envelope, "signatures", list):
+        _only(each, "sig", "keyid")
+        signer = _field(each, "keyid", str) if "keyid" in each else ""
+        if signer and not _HEX_DIGEST.fullmatch(signer):
+            raise VerificationError("the signature names its key by something else than a sha256")
+        signatures.append((signer, _decoded(each, "sig")))
+    return _decoded(envelope, "payload"), signatures
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
