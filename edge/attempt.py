@@ -30,7 +30,7 @@ from edge.layers import Layer, most_sensitive
 from edge.measure import ACCURACY, Answer, Comparison, Figures, Latency, answer_all, compare, measure_latency
 from edge.recipes import FLOAT32, Recipe, Target
 from edge.runtimes import verify_elsewhere
-from edge.targets import load_converter, runs_here
+from edge.targets import MACHINES, load_converter, runs_here
 from kit.engines import open_engine
 from kit.errors import InputError, KitError, MissingDependencyError, UnavailableError
 from kit.gauge import gauge_in_child
@@ -262,6 +262,7 @@ class Bench:
                 "engine": target.engine,
                 "packages": dict(sorted(described.packages.items())),
                 "gpu": target.gpu,
+                "machines": list(MACHINES),
                 "memory_mb": _BASE_MB[target.engine] + math.ceil(3 * model_bytes / 1e6),
                 "disk_bytes": 2 * n_bytes,  # the packed file and what is unpacked from it
             },

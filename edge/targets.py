@@ -54,6 +54,9 @@ TARGETS: dict[str, Target] = {
 }
 """Name to target."""
 
+MACHINES = ("aarch64", "x86_64")
+"""Processors, as Linux names them, that every engine has wheels for: 64 bits."""
+
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 

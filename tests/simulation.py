@@ -7,20 +7,28 @@ run but answered.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import heapq
+import io
 import itertools
 import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge.agent import install
-from edge.agent.device import REJECTED, Device
+from edge.agent.device import TRIAL, Device
+from edge.agent.pulling.client import Response
+from edge.agent.pulling.credentials import write_token
+from edge.agent.pulling.offer import RETURN
+from edge.agent.pulling.puller import Puller
+from edge.agent.pulling.source import Source
+from edge.agent.pulling.uplink import Uplink
+from edge.agent.status import Numbers, make_status
 from edge.fleet import rollouts, shelf
 from edge.fleet.desk import Desk, Limits, Request
 from edge.fleet.enrolment import make_code
@@ -30,9 +38,9 @@ from edge.fleet.rollout import DONE, STOPPED, Rollout, reached
 from edge.fleet.store import Store
 from kit import signing
 from kit.errors import GateError, UnavailableError
-from kit.files import sha256_bytes
 
 GOOD, SILENT, FAILING, FLAPPING = "good", "silent", "failing", "flapping"
+SERVER = "http://fleet.test"
 POLL_S, TICK_S, STATUS_S = 300.0, 30.0, 300.0
 _UNLIMITED = Rate(1e12, 1e12)
 _START_S = 1_800_000_000.0
@@ -47,129 +55,140 @@ class Shares:
     flapping: float = 0.10
 
 
+class Wire:
+    """Carries a device's requests to the world's desk, as a ``Client`` of the puller does over sockets."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def request(
+        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> Response:
+        """Ask the desk; nobody answers while the server is down."""
+        path = url.removeprefix(SERVER)
+        low = {name.lower(): value for name, value in (headers or {}).items()}
+        status, found, data = self._world.ask(method, path, headers=low, body=body or b"")
+        return Response(status, found, io.BytesIO(data).read1)
+
+
+class NoRecords:
+    """A ring with nothing in it."""
+
+    def peek(self, _: int) -> list[Any]:
+        return []
+
+    def drop(self, _: Sequence[str]) -> None:
+        return None
+
+
 @dataclass
 class Agent:
-    """One device and the service on it."""
+    """One device and the service on it: the real folder, state machine, puller and uplink."""
 
     world: World
     name: str
     folder: Path
     fate: str
     token: str = ""
-    etag: str = ""
-    seq: int = 0
-    rejected: dict[str, str] = field(default_factory=dict)
     confirmed_s: float = 0.0
-    told: str = ""
-    told_s: float = 0.0
+    report_due_s: float = 0.0
+    told: Any = None
     away_until_s: float = 0.0
     home_until_s: float = 0.0
 
-    @property
-    def device(self) -> Device:
-        return Device(self.folder)
+    def begin(self) -> None:
+        """Open what talks to the server, as a start of the service does."""
+        source, wire, clock = (
+            Source(SERVER, f"{SERVER}/v1/offer", plain_http=True),
+            Wire(self.world),
+            self._now_s,
+        )
+        chance = self.world.chance.random
+        self.device = Device.open(self.folder)
+        self.state = self.device.state()
+        self.numbers = Numbers(self.folder)
+        self.puller = Puller(
+            *(self.device, source), client=wire, monotonic_s=clock, wall_s=clock, chance=chance
+        )
+        self.uplink = Uplink(self.device, source, client=wire, monotonic_s=clock, chance=chance)
 
     @property
     def running(self) -> str | None:
-        return self.device.state().current
+        """The bundle it runs."""
+        return self.state.current
 
     def act(self, now_s: float) -> float:
         """Do what is due; gives when to act again."""
         if self._is_away(now_s):
             return self.away_until_s
-        try:
-            self._look(now_s)
-            self._tell(now_s)
-        except UnavailableError:
-            return now_s + POLL_S  # the server is down; nothing else stops
-        return now_s + POLL_S * self.world.chance.uniform(1.0, 1.2)
+        offer = self.puller.look()
+        if offer is not None and offer.kind == RETURN:
+            self._change(install.revert(self.device, reason="the source wants it back", digest=None))
+            self.confirmed_s = now_s
+        elif offer is not None:
+            with contextlib.suppress(UnavailableError):  # it is fetched the next time
+                self.puller.fetch(offer)
+                self._install(now_s)
+        self._report(now_s)
+        self.uplink.deliver(NoRecords())
+        return now_s + max(1.0, self.puller.wait_s())
+
+    def _now_s(self) -> float:
+        return self.world.now_s
 
     def _is_away(self, now_s: float) -> bool:
         """Say whether a device that comes and goes is gone, and for how long."""
         if self.fate == SILENT:
             self.away_until_s = self.world.silent_until_s
-            return now_s < self.away_until_s
-        if self.fate != FLAPPING:
-            return False
-        if now_s >= self.home_until_s > 0:
+        elif self.fate == FLAPPING and now_s >= self.home_until_s > 0:
             self.away_until_s = now_s + self.world.chance.expovariate(1 / 900.0)
             self.home_until_s = 0.0
-        elif self.home_until_s == 0.0:
+        elif self.fate == FLAPPING and self.home_until_s == 0.0:
             self.home_until_s = now_s + self.world.chance.expovariate(1 / 900.0)
         return now_s < self.away_until_s
 
-    def _look(self, now_s: float) -> None:
-        status, headers, body = self.world.ask("GET", "/v1/offer", token=self.token, etag=self.etag)
-        if status != 200:
-            return
-        self.etag = headers["etag"]
-        offer = json.loads(body)
-        digest = offer.get("digest")
-        if offer["kind"] == "install" and digest != self.running and digest not in self.rejected:
-            _, _, archive = self.world.ask("GET", f"/v1/{offer['url']}", token=self.token)
-            assert sha256_bytes(archive) == offer["sha256"]
-            path = self.device.incoming / f"{digest}.bundle"
-            path.write_bytes(archive)
-            self._install(path, now_s)
-        elif offer["kind"] == "return" and digest != self.running:
-            self._return(digest, now_s)
+    def _install(self, now_s: float) -> None:
+        before = self.running
+        for path in self.device.waiting():
+            self._change(install.install(self.device, path, examine=self._examine))
+        if self.state.phase == TRIAL:  # its process has started, and answers
+            self._change(install.commit(self.device, running_digest=self.state.staged))
+        if self.running != before:
+            self.confirmed_s = now_s
 
-    def _install(self, path: Path, now_s: float) -> None:
-        for _ in install.install(self.device, path):
+    def _change(self, steps: Iterator[str]) -> None:
+        for _ in steps:
             pass
-        report = self.device.state().last_report
-        assert report is not None
-        if report.status == REJECTED and report.digest is not None:
-            self.rejected[report.digest] = report.detail
-        self.confirmed_s = now_s
+        self.state = self.device.state()
 
-    def _return(self, digest: str, now_s: float) -> None:
-        state = self.device.state()
-        assert digest == state.previous, "told to return to what it does not have"
-        device = self.device
-        self.rejected[state.current or ""] = "taken back"
-        device.save(dataclasses.replace(state, current=digest, previous=None))
-        device.point_to(digest)
-        device.sweep()
-        self.confirmed_s = now_s
+    def _examine(self, device: Device, digest: str) -> dict[str, Any]:
+        """Answer for a trial, as fate has it."""
+        bundle = device.open_slot(digest)
+        if self.fate == FAILING and bundle.release > 1:
+            raise GateError("golden rows: agreement 0.5")
+        facts = {"name": "shapes", "target": "onnx-test", "release": bundle.release}
+        return {"digest": digest, "reason": "", **facts}
 
-    def _tell(self, now_s: float) -> None:
-        state = self.device.state()
-        report = state.last_report
-        body = {
-            "format": 1,
-            "agent": "0.1.0",
-            "phase": state.phase,
-            "digest": state.current,
-            "previous": state.previous,
-            "release": state.release,
-            "rejected": self.rejected,
-            "last_report": None if report is None else vars(report),
-            "keyring": 0,
-            "health": self._health(now_s),
-            "machine": {"machine": "x86_64"},
-        }
-        same = json.dumps({**body, "health": None})
-        young = now_s - self.confirmed_s < 3600 and now_s - self.told_s >= STATUS_S
-        if same == self.told and not young and now_s - self.told_s < 3600:
+    def _report(self, now_s: float) -> None:
+        """Tell, as the service does: at every change, each hour, and more often after a confirmation."""
+        state = self.state
+        told = (state.phase, state.current, state.previous, tuple(state.rejected), state.last_report)
+        if told == self.told and now_s < self.report_due_s:
             return
-        self.seq += 1
-        status, _, said = self.world.ask(
-            "POST", "/v1/report", token=self.token, body=json.dumps({**body, "seq": self.seq}).encode()
-        )
-        assert status == 204, said
-        self.told, self.told_s = same, now_s
-
-    def _health(self, now_s: float) -> dict[str, Any]:
+        self.told = told
+        self.report_due_s = now_s + (STATUS_S if now_s - self.confirmed_s < 3600 else 3600.0)
         answers = int((now_s - self.confirmed_s) / 5)
-        share = self.world.error_shares.get(self.running or "", 0.0)
-        return {
-            "answers": answers,
-            "errors": int(answers * share),
-            "restarts": 0,
-            "p50_ms": 1.0,
-            "p95_ms": 2.0,
-        }
+        errors = int(answers * self.world.error_shares.get(self.running or "", 0.0))
+        health = {"answers": answers, "errors": errors, "restarts": 0, "p50_ms": 1.0, "p95_ms": 2.0}
+        status = make_status(
+            state,
+            folder=self.folder,
+            seq=self.numbers.next(),
+            running=state.current,
+            health=health,
+            engines={"onnxruntime": "1.31"},
+        )
+        self.uplink.report(status)
 
 
 class World:
@@ -195,7 +214,7 @@ class World:
         shares: Shares | None = None,
     ) -> None:
         self.chance = random.Random(seed)
-        self.now_s = _START_S
+        self.now_s = self.began_s = _START_S
         self.down = False
         self.silent_until_s = float("inf")
         self.error_shares: dict[str, float] = {}
@@ -207,7 +226,6 @@ class World:
         self.desk = self._open()
         self._moments: list[tuple[float, int, Callable[[], float | None]]] = []
         self._numbers = itertools.count()
-        self._agents_by_folder: dict[Path, Agent] = {}
         template = self._template(folder, old=old, key=key)
         self.agents = self._enrol(folder, template, n_devices=n_devices, shares=shares or Shares())
         self._plan(self.now_s + TICK_S, self._tick)
@@ -266,7 +284,7 @@ class World:
         return {agent.token.split("_")[1]: agent.fate for agent in self.agents}
 
     def ask(
-        self, method: str, path: str, *, token: str = "", etag: str = "", body: bytes = b""
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: bytes = b""
     ) -> tuple[int, Mapping[str, str], bytes]:
         """Carry a request to the desk.
 
@@ -275,23 +293,9 @@ class World:
         """
         if self.down:
             raise UnavailableError("the server is down")
-        headers = {"authorization": f"Bearer {token}", "if-none-match": etag}
-        answer = self.desk.answer(Request(method, path, headers, body, "sim"))
-        return answer.status, answer.headers, answer.file.read_bytes() if answer.file else answer.body
-
-    def examine(self, device: Device, digest: str) -> dict[str, Any]:
-        """Answer for a trial, as fate has it."""
-        agent = self._agents_by_folder[device.folder]
-        bundle = device.open_slot(digest)
-        if agent.fate == FAILING and bundle.release > 1:
-            raise GateError("golden rows: agreement 0.5")
-        return {
-            "digest": digest,
-            "reason": "",
-            "name": "shapes",
-            "target": "onnx-test",
-            "release": bundle.release,
-        }
+        answer = self.desk.answer(Request(method, path, headers or {}, body, "sim"))
+        data = answer.file.read_bytes() if answer.file else answer.body
+        return answer.status, answer.headers, data
 
     def _open(self) -> Desk:
         return Desk(
@@ -317,10 +321,10 @@ class World:
         shutil.copyfile(key.with_suffix(".pub"), made / "keys" / "signing.pub")
         device = Device.open(made)
         device.prepare()
-        self._agents_by_folder[made] = Agent(self, "template", made, GOOD)
+        first = Agent(self, "template", made, GOOD)
+        first.begin()
         shutil.copyfile(old, device.incoming / "old.bundle")
-        for _ in install.install(device, device.incoming / "old.bundle"):
-            pass
+        first._install(self.now_s)
         return made
 
     def _enrol(self, folder: Path, template: Path, *, n_devices: int, shares: Shares) -> list[Agent]:
@@ -338,8 +342,9 @@ class World:
             status, _, body = self.ask("POST", "/v1/enrol", body=json.dumps({"code": code}).encode())
             assert status == 201, body
             agent.token = json.loads(body)["token"]
-            agent._tell(self.now_s)
-            self._agents_by_folder[place] = agent
+            write_token(place, agent.token)
+            agent.begin()
+            agent._report(self.now_s)
             agents.append(agent)
         return agents
 

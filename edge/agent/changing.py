@@ -74,14 +74,15 @@ class Changes:
         """Confirm the slot on trial, which has run without a fault; see ``recover``."""
         self._change("commit", digest=running_digest)
 
-    def revert(self, reason: str, digest: str | None) -> None:
-        """Go back to the last good slot; see ``recover``.
+    def revert(self, reason: str, *, failed: str | None = None, to: str | None = None) -> None:
+        """Go back to a slot that was confirmed before; see ``recover``.
 
         Args:
             reason: Why.
-            digest: The slot that has failed and is rejected; None when somebody wants the last one back.
+            failed: The slot that has failed and is rejected; None when somebody wants another one back.
+            to: The slot that is wanted back; None for the last good one.
         """
-        self._change("revert", reason=reason, digest=digest)
+        self._change("revert", reason=reason, digest=failed, to=to)
 
     def _change(self, action: str, **arguments: Any) -> None:
         asked = {"folder": str(self._folder), "lock": self._lock, "action": action, **arguments}
@@ -137,6 +138,7 @@ class Changes:
 def main(arguments: list[str] | None = None) -> int:
     """Be the child: make one change, and say as one line of JSON what was wrong."""
     from edge.agent import install
+    from edge.agent.config import read_config
     from edge.agent.device import Device
 
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO)
@@ -147,15 +149,16 @@ def main(arguments: list[str] | None = None) -> int:
         _require_lock(folder / _LOCK_NAME, asked["lock"])
         device = Device.open(folder)
         device.prepare()
+        soak = read_config(folder).trial_s > 0
         steps: Iterator[str]
         if action == "recover":
-            steps = install.recover(device)
+            steps = install.recover(device, soak=soak)
         elif action == "install":
-            steps = install.install(device, device.incoming / asked["file"])
+            steps = install.install(device, device.incoming / asked["file"], soak=soak)
         elif action == "commit":
             steps = install.commit(device, running_digest=asked["digest"])
         elif action == "revert":
-            steps = install.revert(device, reason=asked["reason"], digest=asked["digest"])
+            steps = install.revert(device, reason=asked["reason"], digest=asked["digest"], to=asked["to"])
         else:
             raise InputError(f"there is no change {action!r}")
         for step in steps:

@@ -1,8 +1,8 @@
 """The device folder: where bundles wait, run and are remembered.
 
-    keys/*.pub          the pinned keys; only bundles signed by one of them are looked at
-    incoming/           bundles to install; written under a hidden name, then renamed
-    slots/<digest>/     unpacked sealed bundles: the current one and the one before it
+    keys/               whose signatures count; see ``edge.agent.trust``
+    incoming/           bundles to install, and keyrings; written under a hidden name, then renamed
+    slots/<digest>/     unpacked sealed bundles: the current one, the one before it and the factory's
     current             link to the current slot (a file with the same text where links cannot be)
     state.json          what has been confirmed; one atomic write of it is what confirms a bundle
     agent.lock          held by the agent that may change all this
@@ -21,156 +21,28 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from edge.agent.state import FILE, LINK, State
 from kit import files
 from kit.errors import ConflictError, InputError, NotFoundError, UnavailableError, VerificationError
 
-IDLE, STAGED, TRIAL = "idle", "staged", "trial"
-"""Phases: nothing is under way; a slot waits for its trial; a trial has begun."""
-
-CONFIRMED, UNCHANGED, REJECTED, FELL_BACK = "confirmed", "unchanged", "rejected", "fell_back"
-"""What a report can say."""
-
+_NAME = "device.name"
 _POINTER = re.compile(r"slots/([0-9a-f]{64})\s*")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_LINK, _FILE = "link", "file"
+
+KEYRING_NAME = "keyring.json"
+"""A keyring on its way in ``incoming/``."""
+
+OVERRIDE_SUFFIX = ".override"
+"""What follows a bundle's name in that of the paper that lets an older release in."""
 
 if TYPE_CHECKING:
+    from edge.agent.trust import Trust
     from kit.bundle import Bundle
-
-_Rule = Callable[[Any], bool]
-
-
-@dataclass(frozen=True)
-class Report:
-    """Say how the last thing that happened on the device ended.
-
-    Attributes:
-        status: ``confirmed``, ``unchanged`` (it already ran), ``rejected`` or ``fell_back``.
-        detail: One sentence.
-        error: The class of the error behind a rejection; empty otherwise.
-        digest: The bundle it is about; None when it could not be verified and so has no name.
-        file: The file in ``incoming/`` it came from; None when there was none.
-    """
-
-    status: str
-    detail: str
-    error: str = ""
-    digest: str | None = None
-    file: str | None = None
-
-
-@dataclass(frozen=True)
-class State:
-    """Remember what a device has confirmed and what is under way.
-
-    Attributes:
-        pointer: How ``current`` is written, ``link`` or ``file``; decided once.
-        phase: ``idle``, ``staged`` or ``trial``.
-        current: Digest of the confirmed slot; None before the first confirmation.
-        previous: Digest of the slot to fall back to.
-        release: The highest release confirmed so far; 0 before the first.
-        release_digest: The digest confirmed at that release.
-        staged: Digest of the slot that waits for its trial or is on trial.
-        attempts: Trials of the staged slot that have begun.
-        source: File in ``incoming/`` the staged slot came from.
-        rejected: Digest to reason, for bundles that a pinned key signed, that are whole and were refused
-            since the last confirmation.
-        last_report: How the last bundle ended.
-    """
-
-    pointer: str = _LINK
-    phase: str = IDLE
-    current: str | None = None
-    previous: str | None = None
-    release: int = 0
-    release_digest: str | None = None
-    staged: str | None = None
-    attempts: int = 0
-    source: str | None = None
-    rejected: Mapping[str, str] = field(default_factory=dict)
-    last_report: Report | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the state as the object ``state.json`` holds."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> State:
-        """Read the object ``state.json`` holds.
-
-        Raises:
-            VerificationError: It is not one this agent writes.
-        """
-        _check_fields(value, _STATE_RULES, what="the state")
-        report = value.get("last_report")
-        if report is not None:
-            _check_fields(report, _REPORT_RULES, what="the state's last_report")
-            if "status" not in report or "detail" not in report:
-                raise VerificationError("the state's last_report lacks its status or its detail")
-            report = Report(**report)
-        return cls(**{**value, "last_report": report})
-
-
-def _check_fields(value: Mapping[str, Any], rules: Mapping[str, _Rule], *, what: str) -> None:
-    for key, entry in value.items():
-        if key not in rules:
-            raise VerificationError(f"{what} has {key[:40]!r}, which no agent writes")
-        if not rules[key](entry):
-            shown = repr(entry) if len(repr(entry)) <= 40 else f"{repr(entry)[:37]}..."
-            raise VerificationError(f"{what} has {key} = {shown}, which no agent writes")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_digest(value: object) -> bool:
-    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
-
-
-def _is_digest_or_none(value: object) -> bool:
-    return value is None or _is_digest(value)
-
-
-def _is_file_or_none(value: object) -> bool:
-    """Say whether it names a file in one folder: never a path, for the file is deleted later."""
-    return value is None or (isinstance(value, str) and value not in ("", ".", "..") and "/" not in value)
-
-
-def _is_rejections(value: object) -> bool:
-    return isinstance(value, dict) and all(map(_is_digest, value)) and all(map(_is_text, value.values()))
-
-
-#: Field of ``state.json`` to what it may hold.
-_STATE_RULES: dict[str, _Rule] = {
-    "pointer": lambda value: value in (_LINK, _FILE),
-    "phase": lambda value: value in (IDLE, STAGED, TRIAL),
-    "current": _is_digest_or_none,
-    "previous": _is_digest_or_none,
-    "release": _is_count,
-    "release_digest": _is_digest_or_none,
-    "staged": _is_digest_or_none,
-    "attempts": _is_count,
-    "source": _is_file_or_none,
-    "rejected": _is_rejections,
-    "last_report": lambda value: value is None or isinstance(value, dict),
-}
-_REPORT_RULES: dict[str, _Rule] = {
-    "status": lambda value: value in (CONFIRMED, UNCHANGED, REJECTED, FELL_BACK),
-    "detail": _is_text,
-    "error": _is_text,
-    "digest": _is_digest_or_none,
-    "file": _is_file_or_none,
-}
 
 
 @dataclass(frozen=True)
@@ -239,23 +111,42 @@ class Device:
                 raise UnavailableError(f"{folder} cannot be made: {error.strerror}") from error
         if self._state_path.exists():
             return
-        state = State(pointer=_LINK if self._has_links() else _FILE)
+        state = State(pointer=LINK if self._has_links() else FILE)
         digest = self.pointer()
         if digest is not None:
             release = self.open_slot(digest).release
-            state = dataclasses.replace(state, current=digest, release=release, release_digest=digest)
+            state = dataclasses.replace(
+                state, current=digest, factory=digest, release=release, release_digest=digest
+            )
         self.save(state)
 
+    @property
+    def name(self) -> str:
+        """What its source calls the device; empty before it was enrolled."""
+        try:
+            return (self.folder / _NAME).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            return ""
+
+    def rename(self, name: str) -> None:
+        """Remember what the source calls the device."""
+        files.write_atomic(self.folder / _NAME, f"{name}\n".encode())
+
+    def trust(self) -> Trust:
+        """Read whose signatures count; see ``edge.agent.trust.read_trust`` for what it raises."""
+        from edge.agent.trust import read_trust  # in the agent's own process, which runs for months, never
+
+        return read_trust(self.keys)
+
+    def now_s(self) -> float:
+        """Tell the time, Unix seconds: what the clock shows, unless it must be later."""
+        with contextlib.suppress(NotFoundError, VerificationError):
+            return max(time.time(), float(self.state().time_floor_s))
+        return time.time()
+
     def trusted(self) -> tuple[bytes, ...]:
-        """Read the pinned keys, PEM.
-
-        Raises:
-            NotFoundError: There are none.
-            InputError: One is not a P-256 public key.
-        """
-        from kit import signing  # in the agent's own process, which runs for months, never
-
-        return signing.load_trusted(self.keys)
+        """Read the keys that may let something new in, PEM; see ``trust``."""
+        return self.trust().new(self.now_s())
 
     def state(self) -> State:
         """Read the state.
@@ -304,7 +195,7 @@ class Device:
             UnavailableError: The folder cannot be written.
         """
         target = f"slots/{digest}"
-        if self.state().pointer == _FILE:
+        if self.state().pointer == FILE:
             files.write_atomic(self._current_path, target.encode() + b"\n")
             return
         work = self.folder / f".current.{secrets.token_hex(8)}"
@@ -315,27 +206,33 @@ class Device:
             raise UnavailableError(f"{self._current_path} cannot be moved: {error.strerror}") from error
         files.sync_folder(self.folder)
 
-    def open_slot(self, digest: str) -> Bundle:
-        """Verify a slot against the pinned keys and its name.
+    def open_slot(self, digest: str, *, even_revoked: bool = False) -> Bundle:
+        """Verify a slot against its name and the keys under which a confirmed slot may run.
+
+        Args:
+            digest: The slot.
+            even_revoked: Whether a revoked key will do, for a device that has nothing else.
 
         Raises:
             VerificationError: A file of it is not what was signed; the sentence names it.
         """
         from kit.bundle import open_bundle  # as above
 
-        bundle = open_bundle(self.slots / digest, trusted=self.trusted())
+        trust = self.trust()
+        bundle = open_bundle(self.slots / digest, trusted=trust.every if even_revoked else trust.running)
         if bundle.digest != digest:
             raise VerificationError(f"slot {digest[:12]} holds another bundle, {bundle.digest[:12]}")
         return bundle
 
     def good_slot(self) -> GoodSlot:
-        """Verify the current slot, or the previous one when the current one is damaged.
+        """Verify the current slot, or when it does not hold the previous one, or the factory's.
 
-        Changes nothing; the next agent that starts makes the fall-back permanent.
+        A slot whose key was revoked is the last choice. Changes nothing; the next agent that starts makes the
+        fall-back permanent.
 
         Raises:
             NotFoundError: Nothing has been confirmed here.
-            VerificationError: Neither slot verifies; the sentence names the current slot's file.
+            VerificationError: No slot verifies; the sentence names the current slot's file.
         """
         state = self.state()
         if state.current is None:
@@ -344,16 +241,23 @@ class Device:
             raise NotFoundError(
                 f"{self.folder} has no confirmed bundle{last}", hint="flash a bundle onto it with `kit flash`"
             )
-        try:
-            return GoodSlot(self.open_slot(state.current), fell_back="")
-        except VerificationError as error:
-            if state.previous is not None:
-                with contextlib.suppress(VerificationError):
-                    return GoodSlot(self.open_slot(state.previous), fell_back=error.message)
-            raise
+        first: VerificationError | None = None
+        for even_revoked in (False, True):
+            for digest in state.good:
+                try:
+                    bundle = self.open_slot(digest, even_revoked=even_revoked)
+                except VerificationError as error:
+                    first = first or error
+                    continue
+                fell_back = first.message if first is not None and digest != state.current else ""
+                return GoodSlot(bundle, fell_back=fell_back)
+        assert first is not None
+        raise first
 
     def waiting(self) -> list[Path]:
-        """List the bundles in ``incoming/``, oldest first; hidden names are still being written.
+        """List what waits in ``incoming/``: a keyring, then bundles, oldest first.
+
+        Hidden names are still being written, and overrides go with their bundles.
 
         Raises:
             UnavailableError: The folder cannot be read: a card was pulled, say.
@@ -361,15 +265,18 @@ class Device:
         found = []
         try:
             for path in self.incoming.iterdir():
-                if not path.name.startswith(".") and (path.is_symlink() or path.is_file()):
+                if path.name.startswith(".") or path.name.endswith(OVERRIDE_SUFFIX):
+                    continue
+                if path.is_symlink() or path.is_file():
                     with contextlib.suppress(FileNotFoundError):
-                        found.append((path.lstat().st_mtime_ns, path.name, path))
+                        is_bundle = path.name != KEYRING_NAME
+                        found.append((is_bundle, path.lstat().st_mtime_ns, path.name, path))
         except OSError as error:
             raise UnavailableError(
                 f"{self.incoming} cannot be read: {error.strerror}",
                 hint="see whether the card or disk that holds it is there",
             ) from error
-        return [path for _, _, path in sorted(found)]
+        return [path for *_, path in sorted(found)]
 
     def place(self, work: Path, *, digest: str) -> None:
         """Give an unpacked folder in ``slots/`` its name, in place of a broken one that has it.
@@ -389,7 +296,7 @@ class Device:
     def sweep(self) -> None:
         """Delete slots nothing refers to, and what an interrupted agent left behind."""
         state = self.state()
-        kept = {state.current, state.previous, state.staged}
+        kept = {*state.good, state.staged}
         for path in self.slots.iterdir():
             if path.name not in kept:
                 shutil.rmtree(path, ignore_errors=True)

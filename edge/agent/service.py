@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from edge.agent.changing import Changes, StoppedError
 from edge.agent.config import Config
-from edge.agent.device import TRIAL, Device, Report, State
+from edge.agent.device import Device
 from edge.agent.running.api import Api, make_key
 from edge.agent.running.inbox import Inbox
 from edge.agent.running.supervisor import Supervisor
+from edge.agent.state import TRIAL, Report, State
 from edge.agent.status import Numbers, make_status
 from edge.agent.systemd import Notify
 from edge.agent.telemetry.latencies import Latencies
@@ -219,11 +220,11 @@ class Service:
         if failed is None or not self._has_other(state):
             return  # it is all there is: it goes on being started, slowly
         self._soak_end_s = None
-        if self._attempt(lambda: self._changes.revert(why, failed)):
+        if self._attempt(lambda: self._changes.revert(why, failed=failed)):
             self._follow()
 
     def _has_other(self, state: State) -> bool:
-        others = {state.previous, getattr(state, "factory", None)}
+        others = {state.previous, state.factory}
         if state.phase == TRIAL:
             others.add(state.current)
         return bool(others - {None, self._supervisor.digest})
@@ -237,9 +238,9 @@ class Service:
             return
         wanted, self._wanted_back = self._wanted_back, None
         state = self._device.state()
-        if wanted not in (state.previous, getattr(state, "factory", None)) or wanted == state.current:
+        if wanted not in state.good or (wanted == state.current and state.staged is None):
             return
-        if self._attempt(lambda: self._changes.revert("the source wants it back", None)):
+        if self._attempt(lambda: self._changes.revert("the source wants it back", to=wanted)):
             self._follow()
 
     def _install_waiting(self) -> None:

@@ -18,7 +18,7 @@ from kit import __version__
 from kit.files import write_atomic
 
 if TYPE_CHECKING:
-    from edge.agent.device import State
+    from edge.agent.state import State
 
 _NAME = "status.seq"
 _MAX_REJECTED = 32
@@ -81,7 +81,7 @@ def make_status(
         "release": state.release,
         "rejected": dict(rejected),
         "last_report": value["last_report"],
-        "keyring": int(getattr(state, "keyring_counter", 0)),
+        "keyring": state.keyring_counter,
         "health": dict(health),
         "machine": {
             "machine": platform.machine(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import resource
 import signal
 import statistics
 import sys
@@ -16,6 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from edge.agent.admission import require_runs
 from edge.agent.device import Device
 from kit import golden
 from kit.bundle import Bundle
@@ -50,6 +52,7 @@ class Examination:
             when it is not finite.
         median_latency_ms: Median time to answer one row, preprocessing included.
         max_latency_ms: The bundle's budget; None when it has none.
+        memory_mb: Most resident memory of this process so far, in MB of 10^6 bytes.
         reason: The first rule it breaks; empty when it passed.
     """
 
@@ -64,6 +67,7 @@ class Examination:
     output_error: float | None
     median_latency_ms: float
     max_latency_ms: float | None
+    memory_mb: float
     reason: str
 
     def to_json(self) -> dict[str, Any]:
@@ -83,10 +87,15 @@ def examine(bundle: Bundle) -> Examination:
     runner = Runner.open(bundle.folder, threads=THREADS)
     report = runner.check_golden()
     latency_ms = _median_latency_ms(runner)
-    limit = runner.manifest.get("budgets", {}).get("max_latency_ms")
+    budgets = runner.manifest.get("budgets", {})
+    limit = budgets.get("max_latency_ms")
+    memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    max_memory_mb = budgets.get("max_memory_mb")
     reason = report.reason
     if not reason and limit is not None and latency_ms > limit:
         reason = f"one row takes {latency_ms:.3g} ms, above the budget of {limit:g} ms"
+    if not reason and max_memory_mb is not None and memory_mb > max_memory_mb:
+        reason = f"it takes {memory_mb:.0f} MB of memory, above the budget of {max_memory_mb:g} MB"
     return Examination(
         digest=bundle.digest,
         name=str(runner.manifest["name"]),
@@ -99,6 +108,7 @@ def examine(bundle: Bundle) -> Examination:
         output_error=report.output_error if math.isfinite(report.output_error) else None,
         median_latency_ms=latency_ms,
         max_latency_ms=limit,
+        memory_mb=memory_mb,
         reason=reason,
     )
 
@@ -112,12 +122,14 @@ def examine_as_child(device: Device, *, digest: str) -> dict[str, Any]:
     # Should the agent die, nobody is left to stop a hanging trial but the system's own timer.
     signal.alarm(int(TIMEOUT_S) + 5)
     try:
-        return examine(device.open_slot(digest)).to_json()
+        bundle = device.open_slot(digest)
+        require_runs(bundle.manifest)
+        return examine(bundle).to_json()
     except KitError as error:
         return {"digest": digest, "reason": f"{error.message}; {error.hint}" if error.hint else error.message}
 
 
-def run_trial(device: Device, *, digest: str, timeout_s: float) -> dict[str, Any]:
+def run_trial(device: Device, digest: str, *, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
     """Examine a slot in a child process.
 
     Args:

@@ -91,6 +91,7 @@ def enrol(
             hint="get a new one: kit devices add NAME",
         ) from error
     write_token(device.folder, answer["token"])
+    device.rename(answer["device"])
     files.write_atomic(config_path, files.canonical_json({**config, "source": entry}))
     return str(answer["device"])
 

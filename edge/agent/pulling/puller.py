@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from edge.agent.device import Device, State
+from edge.agent.device import Device
 from edge.agent.pulling import patching
 from edge.agent.pulling.answers import BarredError, BusyError, RefusedError, require
 from edge.agent.pulling.client import Client, HttpClient, read_body, shown
@@ -31,6 +31,7 @@ from edge.agent.pulling.download import Wanted, download, n_fetched, sweep
 from edge.agent.pulling.ledger import Ledger
 from edge.agent.pulling.offer import INSTALL, RETURN, STAY, Delta, KeyringNotice, Offer, read_offer
 from edge.agent.pulling.source import Source
+from edge.agent.state import State
 from kit import files
 from kit.archive import SUFFIX
 from kit.errors import InputError, KitError, NotFoundError, UnavailableError
@@ -196,11 +197,12 @@ class Puller:
         state = self._state()
         if offer.kind == INSTALL and offer.digest == state.current:
             self._fetched = ""  # should it be damaged later, it may come again
+        if offer.kind == RETURN and offer.digest == state.current and state.staged is not None:
+            return offer  # what is on trial shall go
         if offer.kind == STAY or offer.digest in (state.current, state.staged):
             return None
         if offer.kind == RETURN:
-            places = (state.previous, getattr(state, "factory", None))
-            if offer.digest in places:
+            if offer.digest in state.good:
                 return offer
             self._say(f"the source wants {offer.digest[:12]} back, which is no slot of this device")
             return None
@@ -258,9 +260,7 @@ class Puller:
     def _delta(self, offer: Offer) -> Delta | None:
         """Choose the smallest delta that this device can use and that saves something."""
         state = self._state()
-        slots = {
-            digest for digest in (state.current, state.previous, getattr(state, "factory", None)) if digest
-        }
+        slots = {digest for digest in (state.current, state.previous, state.factory) if digest}
         found = [
             delta
             for delta in offer.deltas
@@ -285,7 +285,7 @@ class Puller:
 
     def _fetch_keyring(self, notice: KeyringNotice) -> None:
         """Fetch a newer keyring into ``incoming/``; whether it holds is for the agent to say."""
-        known = max(self._keyring_counter, int(getattr(self._state(), "keyring_counter", 0)))
+        known = max(self._keyring_counter, self._state().keyring_counter)
         if notice.counter <= known:
             return
         try:

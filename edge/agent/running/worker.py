@@ -21,12 +21,12 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge.agent.running.frames import BrokenChannelError, Channel
 from edge.agent.telemetry.counts import Counts
 from kit import golden
-from kit.errors import KitError, ModelError
+from kit.errors import KitError, ModelError, VerificationError
 from kit.files import read_json
 from kit.inference.body import read_json as read_body
 from kit.inference.body import write_json
@@ -39,6 +39,10 @@ from kit.inference.request import InferRequest, timeout_s_of
 from kit.inference.rest import encode_answer, parse_infer
 from kit.runner import Runner
 from kit.signature import Tensors
+
+if TYPE_CHECKING:
+    from edge.agent.device import Device
+    from kit.bundle import Bundle
 
 #: What a bundle's model file is, as the protocol names it.
 _PLATFORMS = {
@@ -218,9 +222,10 @@ def verify_apart(device: Path, digest: str) -> str:
         said = "what verifies it broke"
         try:
             os.close(read)
-            from edge.agent.device import Device  # not kept in memory beyond this child
+            from edge.agent.admission import require_runs  # not kept in memory beyond this child
+            from edge.agent.device import Device
 
-            Device(device).open_slot(digest)
+            require_runs(_opened(Device(device), digest).manifest)
             said = ""
         except KitError as error:
             said = error.message
@@ -235,6 +240,17 @@ def verify_apart(device: Path, digest: str) -> str:
         said = pipe.read().decode(errors="replace")
     _, status = os.waitpid(child, 0)
     return said or ("" if status == 0 else f"what verifies it ended with status {status}")
+
+
+def _opened(device: Device, digest: str) -> Bundle:
+    """Verify a slot; one whose key was revoked runs as long as the device has no other."""
+    try:
+        return device.open_slot(digest)
+    except VerificationError:
+        good = device.good_slot()
+        if good.bundle.digest != digest:
+            raise
+        return good.bundle
 
 
 def _serve(channel: Channel, worker: Worker, *, timeout_s: float) -> None:
