@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import logging
 import secrets
 import tempfile
@@ -20,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edge.agent.device import OVERRIDE_SUFFIX
 from edge.flashing import path, ssh
 from edge.flashing.checks import (
     PACKAGES,
@@ -33,10 +35,10 @@ from edge.flashing.hand import Hand
 from kit import errors, files, signing
 from kit.archive import SUFFIX, unpack
 from kit.bundle import Bundle, open_bundle
+from kit.keyring import KEYRING_NAME
+from kit.override import sign_override
 from kit.project import Project
 from kit.settings import FlashSettings
-
-KEYRING_NAME = "keyring.json"
 
 _LOCKED_CODE = 6
 _ROUND_S = 2.0
@@ -85,6 +87,7 @@ class _Load:
         sha256: Of the archive.
         trusted: Keys a first flash pins, PEM.
         keyring: The project's newest keyring; None where it has none.
+        keyring_counter: Its counter.
         allow_older: Why an older release is let in; empty for never.
         key: The private key that signs an override; None where none is needed.
     """
@@ -94,6 +97,7 @@ class _Load:
     sha256: str
     trusted: tuple[bytes, ...]
     keyring: bytes | None
+    keyring_counter: int
     allow_older: str
     key: Path | None
 
@@ -101,19 +105,21 @@ class _Load:
         """Refuse what the device would refuse after the upload."""
         check_place(found, shown=shown, n_bytes=self.file.stat().st_size)
         check_machine(found, self.bundle, shown=shown)
-        check_trust(found, self.bundle, shown=shown, keyring=self.keyring is not None)
+        check_trust(found, self.bundle, shown=shown, keyring=self.brings_keyring(found))
         check_release(found, self.bundle, shown=shown, override=bool(self.allow_older))
 
-    def papers(self, name: str) -> dict[str, str]:
+    def brings_keyring(self, found: Found) -> bool:
+        """Say whether the project's keyring is newer than the device's."""
+        return self.keyring_counter > found.keyring_counter
+
+    def papers(self, name: str, found: Found) -> dict[str, str]:
         """Give what lies beside the bundle in ``incoming/``, in base64."""
         papers = {}
-        if self.keyring is not None:
+        if self.keyring is not None and self.brings_keyring(found):
             papers[KEYRING_NAME] = base64.b64encode(self.keyring).decode()
-        if self.allow_older and self.key is not None:
-            from kit.override import sign_override
-
+        if self.allow_older and self.key is not None and self.bundle.release <= found.release:
             paper = sign_override(self.bundle.digest, reason=self.allow_older, key=self.key)
-            papers[f"{name}.override"] = base64.b64encode(paper).decode()
+            papers[f"{name}{OVERRIDE_SUFFIX}"] = base64.b64encode(paper).decode()
         return papers
 
 
@@ -172,15 +178,26 @@ def _load(project: Project, settings: FlashSettings) -> _Load:
             message = error.message.replace(str(work), str(file))
             raise errors.VerificationError(message, hint=error.hint) from error
     keyring = project.signing_key_path().parent / KEYRING_NAME
+    data = keyring.read_bytes() if keyring.is_file() else None
     return _Load(
         file=file,
         bundle=bundle,
         sha256=files.sha256_file(file),
         trusted=trusted,
-        keyring=keyring.read_bytes() if keyring.is_file() else None,
+        keyring=data,
+        keyring_counter=0 if data is None else _counter(data, keyring),
         allow_older=settings.allow_older or "",
         key=project.signing_key() if settings.allow_older else None,
     )
+
+
+def _counter(keyring: bytes, path: Path) -> int:
+    """Read a keyring's counter; whether it can be believed is for the device to say."""
+    try:
+        payload = json.loads(base64.b64decode(json.loads(keyring)["payload"]))
+        return int(payload["counter"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise errors.InputError(f"{path} is no keyring", hint="make one: kit keys rotate") from error
 
 
 @contextlib.contextmanager
@@ -243,7 +260,7 @@ def _plan(load: _Load, found: Found, hand: Hand) -> tuple[str, ...]:
     if found.place != "device":
         keys = ", ".join(signing.key_id(pem)[:16] for pem in load.trusted)
         steps.append(f"make {hand.shown} a device and pin {keys}, after a question unless --yes is given")
-    if load.keyring is not None:
+    if load.brings_keyring(found):
         steps.append("send the keyring")
     if load.allow_older and load.bundle.release <= found.release:
         steps.append(f"sign an override: {load.allow_older}")
@@ -270,7 +287,7 @@ def _deliver(load: _Load, hand: Hand, found: Found, *, timeout_s: float) -> dict
     digest = load.bundle.digest
     name = f"{digest[:12]}-{secrets.token_hex(4)}{SUFFIX}"
     part = f".flash-{load.sha256[:32]}.part"
-    papers = load.papers(name)
+    papers = load.papers(name, found)
     for _ in range(_SENDS):  # a part whose bytes a power cut has changed comes out wrong once
         hand.send(load.file, part=part)
         if hand.call("place", part=part, name=name, sha256=load.sha256, papers=papers)["placed"]:
@@ -284,7 +301,7 @@ def _deliver(load: _Load, hand: Hand, found: Found, *, timeout_s: float) -> dict
         report = _await_report(hand, name, digest=digest, running=found.running, timeout_s=timeout_s)
     finally:  # what has not been taken up by now shall not be installed behind the user's back
         with contextlib.suppress(errors.KitError):
-            hand.call("withdraw", names=[name, f"{name}.override"])
+            hand.call("withdraw", names=[name, f"{name}{OVERRIDE_SUFFIX}"])
     status = None if report is None else report["status"]
     confirmed = report is not None and report.get("current") == digest and report.get("digest") == digest
     if report is None or (status in ("confirmed", "unchanged") and not confirmed):

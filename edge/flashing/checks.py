@@ -52,7 +52,7 @@ class Found:
         other: A file that makes the folder none of a device's.
         free_bytes: Room on its disk.
         writable: Whether the folder, or its parent, can be written.
-        keys: File name to pinned key, PEM.
+        keys: File name to a key that counts there, PEM.
         state: What ``state.json`` holds; None before the first pass of an agent.
         running: Whether an agent holds the device.
     """
@@ -77,6 +77,12 @@ class Found:
         """The highest release the device has confirmed; 0 for none."""
         release = (self.state or {}).get("release")
         return release if isinstance(release, int) else 0
+
+    @property
+    def keyring_counter(self) -> int:
+        """The counter of the keyring that counts there; 0 for none."""
+        counter = (self.state or {}).get("keyring_counter")
+        return counter if isinstance(counter, int) else 0
 
     @property
     def current(self) -> str | None:

@@ -8,6 +8,7 @@ file comes in on stdin. It decides nothing: the device's agent does.
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -60,11 +61,7 @@ def probe(folder: str, packages: list[str]) -> dict[str, Any]:
         "running": False,
     }
     if place == "device":
-        keys = os.path.join(folder, "keys")
-        for name in sorted(os.listdir(keys)):
-            if name.endswith(".pub"):
-                with open(os.path.join(keys, name), encoding="ascii", errors="replace") as file:
-                    found["keys"][name] = file.read(10_000)
+        found["keys"] = _keys(os.path.join(folder, "keys"))
         found["state"] = _state(folder)
         found["running"] = _held(os.path.join(folder, "agent.lock"))
     return found
@@ -241,6 +238,22 @@ def _place(folder: str) -> tuple[str, str]:
         return "device", ""
     others = sorted(name for name in os.listdir(folder) if not _OURS.fullmatch(name))
     return ("other", others[0]) if others else ("empty", "")
+
+
+def _keys(folder: str) -> dict[str, str]:
+    """Give the keys that count: those of the keyring where there is one, else the pinned ones."""
+    ring = os.path.join(folder, "keyring.json")
+    if os.path.isfile(ring):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            with open(ring, "rb") as file:
+                payload = json.loads(base64.b64decode(json.loads(file.read(_MAX_STATE_BYTES))["payload"]))
+            return {str(key)[:16]: str(entry["pem"]) for key, entry in payload["keys"].items()}
+    keys = {}
+    for name in sorted(os.listdir(folder)):
+        if name.endswith(".pub"):
+            with open(os.path.join(folder, name), encoding="ascii", errors="replace") as pinned:
+                keys[name] = pinned.read(10_000)
+    return keys
 
 
 def _state(folder: str) -> dict[str, Any] | None:

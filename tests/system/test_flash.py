@@ -10,7 +10,7 @@ import pytest
 
 from edge.agent.device import Device
 from edge.flash import flash
-from kit import archive, seal, signing
+from kit import archive, keyring, seal, signing
 from kit.errors import (
     ConflictError,
     GateError,
@@ -126,7 +126,7 @@ def test_a_device_that_trusts_another_key_is_not_written_and_both_keys_are_named
     [
         ({"release": 1, "manifest": {"lineage": "older"}}, ConflictError, "not above release 2"),
         ({"release": 3, "golden_shift": 3.0}, GateError, "agreement"),
-        ({"release": 3, "manifest": {"engine": "abacus"}}, GateError, "no engine 'abacus'"),
+        ({"release": 3, "manifest": {"engine": "abacus"}}, VerificationError, "the engine 'abacus'"),
     ],
 )
 def test_what_the_device_rejects_is_told_with_its_reason(
@@ -167,6 +167,39 @@ def test_a_second_flash_at_the_same_time_is_refused(project: Project, bundles, t
     with Device(device).lock("flash.lock"), pytest.raises(ConflictError, match=r"flash\.lock"):
         flash(project, settings(bundles.make().path, device))
     assert flash(project, settings(bundles.made[0].path, device)).status == "confirmed"
+
+
+def test_an_older_release_gets_in_with_a_reason_and_only_then(
+    project: Project, bundles, tmp_path: Path
+) -> None:
+    older, newer = bundles.make(release=4), bundles.make(release=5)
+    flash(project, settings(newer.path, tmp_path / "device"))
+    with pytest.raises(ConflictError, match="not above release 5"):
+        flash(project, settings(older.path, tmp_path / "device"))
+    allowed = settings(older.path, tmp_path / "device").model_copy(update={"allow_older": "5 fails at night"})
+    assert flash(project, allowed).digest == older.digest
+    state = Device(tmp_path / "device").state()
+    assert (state.current, state.release) == (older.digest, 5)  # a replay of 5's forerunners stays out
+    assert list((tmp_path / "device" / "incoming").iterdir()) == []
+
+
+def test_a_keyring_goes_along_and_brings_the_new_signer(
+    project: Project, bundles, tmp_path: Path, signing_key: Path
+) -> None:
+    flash(project, settings(bundles.make().path, tmp_path / "device"))
+    old = tmp_path / "old" / "signing.pem"
+    signing_key.parent.rename(old.parent)
+    pem = signing.generate_key(signing_key)
+    bundle = bundles.make(release=2)
+    with pytest.raises(VerificationError, match="trusts"):
+        flash(project, settings(bundle.path, tmp_path / "device"))
+    ring = keyring.Keyring(counter=1, issued_s=0, keys={signing.key_id(pem): keyring.KeyEntry(pem)})
+    paper = keyring.make_keyring(ring, key=old, also=[signing_key])
+    (signing_key.parent / keyring.KEYRING_NAME).write_bytes(paper)
+    assert flash(project, settings(bundle.path, tmp_path / "device")).digest == bundle.digest
+    state = Device(tmp_path / "device").state()
+    assert (state.current, state.keyring_counter) == (bundle.digest, 1)
+    assert flash(project, settings(bundles.make(release=3).path, tmp_path / "device")).release == 3
 
 
 def test_what_an_interrupted_flash_left_in_incoming_goes(project: Project, bundles, tmp_path: Path) -> None:
