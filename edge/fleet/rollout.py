@@ -270,10 +270,9 @@ def _decide(
     if not there:
         why = f"wave {rollout.wave + 1}: none of its devices is left"
     elif lost > len(there) - needed:
-        why = (
-            f"wave {rollout.wave + 1}: {lost} of {len(there)} devices failed ({reached_now.silent} of them"
-            f" silent), and {needed} had to confirm"
-        )
+        silent = f", {reached_now.silent} of them silent" if reached_now.silent else ""
+        lost_of = f"{lost} of {_devices(len(there))} failed{silent}"
+        why = f"wave {rollout.wave + 1}: {lost_of}; {needed} had to confirm"
     else:
         why = _too_many_errors(rollout, seen, there)
     if why:
@@ -285,7 +284,7 @@ def _decide(
     if now_s - soaking_s < rollout.plan.soak_s:
         return dataclasses.replace(rollout, soaking_s=soaking_s), ()
     passed = Happened(
-        "passed", f"wave {rollout.wave + 1}: {reached_now.confirmed} of {len(there)} devices confirmed"
+        "passed", f"wave {rollout.wave + 1}: {reached_now.confirmed} of {_devices(len(there))} confirmed"
     )
     if rollout.wave + 1 == len(rollout.plan.waves):
         done = dataclasses.replace(rollout, status=DONE, reason=passed.detail, soaking_s=None)
@@ -311,4 +310,8 @@ def _too_many_errors(rollout: Rollout, seen: Mapping[str, Seen], there: tuple[st
 
 def _wave_begins(rollout: Rollout, n_devices: int) -> Happened:
     place = f"wave {rollout.wave + 1} of {len(rollout.plan.waves)}"
-    return Happened("wave", f"{place}: {n_devices} of {len(rollout.order)} devices")
+    return Happened("wave", f"{place}: {n_devices} of {_devices(len(rollout.order))}")
+
+
+def _devices(n: int) -> str:
+    return f"{n} device" if n == 1 else f"{n} devices"

@@ -14,7 +14,7 @@ from typing import Any
 
 from edge.fleet import enrolment, rollouts, shelf, telemetry
 from edge.fleet.enrolment import PULL, Known
-from edge.fleet.rollout import CONFIRMED, FAILED, MIN_ANSWERS, SILENT, WAITING, count, reached
+from edge.fleet.rollout import CONFIRMED, DONE, FAILED, MIN_ANSWERS, SILENT, WAITING, count, reached
 from edge.fleet.rollouts import Kept
 from edge.fleet.store import LOG, is_served
 
@@ -188,16 +188,19 @@ def _waves(kept: Kept, there: set[str]) -> list[dict[str, Any]]:
             {
                 "label": str(wave),
                 "reaches": len(devices),
-                "state": "now"
-                if place == made.wave and made.live
-                else "begun"
-                if place <= made.wave
-                else "later",
+                "state": _wave_state(kept, place),
                 **{outcome: outcomes[outcome] for outcome in (CONFIRMED, FAILED, SILENT, WAITING, "later")},
             }
         )
         before = max(before, len(devices))
     return rows
+
+
+def _wave_state(kept: Kept, place: int) -> str:
+    made = kept.rollout
+    if place != made.wave:
+        return "passed" if place < made.wave else "later"
+    return "now" if made.live else "passed" if made.status == DONE else made.status
 
 
 def _window(each: Mapping[str, Any]) -> dict[str, Any]:

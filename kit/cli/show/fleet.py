@@ -29,7 +29,7 @@ def fleet(result: FleetResult) -> None:
         else:
             print(progress(result.rollout))
             if result.action == "abort":
-                print(f"its devices return: {result.rollout['running_it']:,} still run it")
+                print(f"its devices return: {result.rollout['running_it']:,} run it now")
     elif result.overview is not None:
         _overview(result.overview)
 
@@ -120,7 +120,8 @@ def _rollout(row: Mapping[str, Any]) -> None:
         title=title,
     )
     if row["status"] in ("stopped", "aborted"):
-        print(f"{row['running_it']:,} devices still run it and are told to return")
+        left = row["running_it"]
+        print(f"{left:,} still to return" if left else "every device runs what it ran before")
     for each in row["failures"][:10]:
         print(f"{each['name']} {each['outcome']}: {each['reason']}")
     if len(row["failures"]) > 10:
