@@ -146,9 +146,10 @@ def shipped(project: Project, *, state: Path | None = None) -> dict[str, Any]:
     """
     root = Path(__file__).resolve().parents[1]
     environment = {STATE_VARIABLE: str(state)} if state is not None else {}
+    key = project.signing_key_path()
     private = [
         "/" + place.relative_to(project.folder).as_posix()
-        for place in (project.state, project.signing_key_path())
+        for place in (project.state, key, key.with_name(f"{key.stem}-*{key.suffix}"))  # earlier and next keys
         if place.is_relative_to(project.folder)
     ]
     return {

@@ -15,13 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kit.errors import NotFoundError, ProjectError, SettingsError, nearest
+from kit.errors import (
+    NotFoundError,
+    ProjectError,
+    SettingsError,
+    UnavailableError,
+    VerificationError,
+    nearest,
+)
 from kit.files import canonical_json, write_atomic
+from kit.keyring import KEYRING_NAME, Keyring, open_keyring
 from kit.model_version import ModelVersion
 from kit.project_file import build, read_project_file
 from kit.registry import Registry, VersionRecord
 from kit.settings import CommandSettings, PrepareSettings, ProjectFile, is_marked
-from kit.signing import load_trusted
+from kit.signing import key_id, load_trusted
 from kit.store import Store, open_store
 
 C = TypeVar("C", bound=CommandSettings)
@@ -114,8 +122,8 @@ class Project:
         key = self.settings.signing.key
         return Path(self.locate(key)) if key else self.state / "keys" / "signing.pem"
 
-    def trusted(self) -> tuple[bytes, ...]:
-        """Read the public keys that are trusted to sign: those kit.toml names, else the signing key's own.
+    def pinned(self) -> tuple[bytes, ...]:
+        """Read the public keys kit.toml names, else the signing key's own; without what a keyring says.
 
         Raises:
             NotFoundError: There is none.
@@ -123,6 +131,41 @@ class Project:
         trusted = self.settings.signing.trusted
         own = self.signing_key_path().with_suffix(".pub")
         return load_trusted(Path(self.locate(trusted)) if trusted else own)
+
+    def keyring(self) -> Keyring | None:
+        """Read the keyring beside the signing key; None before the first ``kit keys rotate``.
+
+        Raises:
+            NotFoundError: There is one, and no key to check it with.
+            UnavailableError: It cannot be read.
+            VerificationError: It is damaged, or no pinned key has signed it.
+        """
+        path = self.signing_key_path().with_name(KEYRING_NAME)
+        try:
+            data = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise UnavailableError(f"the keyring {path} cannot be read: {error.strerror}") from error
+        try:
+            return open_keyring(data, trusted=self.pinned())
+        except VerificationError as error:
+            raise VerificationError(f"{path} is not believed: {error.message}", hint=error.hint) from error
+
+    def trusted(self) -> tuple[bytes, ...]:
+        """Read the public keys that are trusted to sign: the pinned ones and the keyring's, less the revoked.
+
+        Expired keys are among them: what they signed in their time goes on being believed here.
+
+        Raises:
+            NotFoundError: There is none.
+            VerificationError: The keyring does not hold.
+        """
+        pinned, keyring = self.pinned(), self.keyring()
+        if keyring is None:
+            return pinned
+        every = dict.fromkeys((*pinned, *keyring.known()))
+        return tuple(pem for pem in every if key_id(pem) not in keyring.revoked)
 
     def registry(self) -> Registry:
         """Open the registry of model versions."""

@@ -79,7 +79,7 @@ COMMANDS: tuple[Command, ...] = (
         "making:doctor",
         needs_project=False,
     ),
-    Command("keys", "make or show the key that signs", "KeysSettings", "kit.keys:keys", "making:keys"),
+    Command("keys", "make, show, rotate, revoke keys", "KeysSettings", "kit.keys:keys", "making:keys"),
     Command(
         "prepare",
         "check, clean and describe the data",

@@ -77,7 +77,8 @@ class SigningSettings(Settings):
     )
     trusted: str | None = Field(
         default=None,
-        description="Public key, or folder of *.pub, all trusted; the signing key's own .pub when left out.",
+        description="Public key, or folder of *.pub, all trusted; the signing key's own .pub when left out. "
+        "A keyring beside the signing key adds its keys, and takes away the revoked ones.",
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kit.settings.fields import CommandSettings, TargetName, argument, path
+from kit.settings.fields import CommandSettings, Idle, TargetName, argument, path
 
 
 class InitSettings(CommandSettings):
@@ -24,9 +24,34 @@ class DoctorSettings(CommandSettings):
 
 
 class KeysSettings(CommandSettings):
-    """Make or show the key that signs."""
+    """Make, show, replace and revoke the keys that sign."""
 
-    action: Literal["init", "show"] = argument("init makes a key pair; show prints the key's id and place.")
+    action: Literal["init", "show", "rotate", "revoke"] = argument(
+        "init makes a key pair; show says which keys count; rotate puts a new key in the place of the one "
+        "that signs; revoke strikes a key off."
+    )
+    key_id: str | None = argument(
+        "For revoke: id of the key, or its first 8 digits or more.", default=None, pattern=r"^[0-9a-f]{8,64}$"
+    )
+    not_after: float | None = Field(
+        default=None,
+        ge=0,
+        le=36_500,
+        description="For rotate: days until the old key lets nothing new into devices; never when left out.",
+    )
+
+    @model_validator(mode="after")
+    def _named(self) -> KeysSettings:
+        if self.action == "revoke" and self.key_id is None:
+            raise ValueError("revoke needs the id of a key; see kit keys show")
+        if self.action != "revoke" and self.key_id is not None:
+            raise ValueError(f"{self.action} takes no {self.key_id!r}")
+        return self
+
+    @property
+    def idle(self) -> tuple[Idle, ...]:
+        """What does nothing with another action."""
+        return () if self.action == "rotate" else (Idle("not_after", "action", "'rotate'"),)
 
 
 class ModelsSettings(CommandSettings):

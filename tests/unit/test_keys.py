@@ -21,7 +21,7 @@ def project(tmp_path: Path, project_templates: Mapping[str, Path]) -> Project:
 
 def test_init_makes_a_pair_that_signs_and_is_trusted(project: Project) -> None:
     made = keys(project, KeysSettings(action="init"))
-    assert made.created
+    assert made.action == "init"
     assert made.private == project.state / "keys" / "signing.pem"
     assert made.private.stat().st_mode & 0o777 == 0o600
     assert made.public.read_bytes() in project.trusted()
@@ -52,7 +52,7 @@ def test_a_file_where_the_keys_folder_should_be_is_named(project: Project) -> No
 def test_show_says_which_key_there_is(project: Project) -> None:
     made = keys(project, KeysSettings(action="init"))
     shown = keys(project, KeysSettings(action="show"))
-    assert not shown.created
+    assert (shown.action, shown.keyring, shown.keys) == ("show", None, ())
     assert (shown.key_id, shown.private, shown.public) == (made.key_id, made.private, made.public)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kit.doctor import DoctorResult
     from kit.gates import GateResult
     from kit.init import InitResult
-    from kit.keys import KeysResult
+    from kit.keys import KeysResult, KeyStanding
     from kit.models import ModelsResult
 
 
@@ -47,10 +47,25 @@ def doctor(result: DoctorResult) -> None:
 
 
 def keys(result: KeysResult) -> None:
-    """Show the key that signs."""
-    print(f"{'made' if result.created else 'key'} {result.key_id}")
+    """Show the key that signs, what has changed, and every key of the keyring."""
+    print(f"{'made' if result.action == 'init' else 'key'} {result.key_id}")
     print(f"  private: {near(result.private)} (mode 0600; keep it out of version control)")
     print(f"  public:  {near(result.public)}")
+    if result.kept is not None:
+        print(f"  before:  {near(result.kept)}, key {str(result.subject)[:16]}; it goes on signing keyrings")
+    if result.keyring is None:
+        return
+    if result.action == "revoke":
+        print(f"revoked {result.subject}")
+    print(f"keyring {result.counter}: {near(result.keyring)}")
+    table(("key", "standing"), ((each.key_id[:16], _standing_of(each)) for each in result.keys))
+    if result.action in ("rotate", "revoke"):
+        print("devices hear of it with the next kit flash, or from the fleet's server")
+
+
+def _standing_of(key: KeyStanding) -> str:
+    until = "counts" if key.not_after_s is None else f"counts until {when(key.not_after_s * 10**9)} UTC"
+    return f"{'signs, ' if key.signs else ''}{key.why_not or until}"
 
 
 def train(result: TrainResult) -> None:
