@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 
 import edge.agent
-from edge.agent import install
 from edge.agent.config import configure
 from edge.agent.device import Device
 from edge.agent.systemd import Notify
@@ -210,12 +209,6 @@ def test_a_wrong_setting_keeps_the_agent_from_starting(device_folder: Path) -> N
     assert "did you mean 'trial_s'" in ended.stderr
 
 
-needs_revert = pytest.mark.skipif(
-    not hasattr(install, "revert"), reason="the state machine cannot revert yet"
-)
-
-
-@needs_revert
 @pytest.mark.parametrize("harm", ["nan", "crash"])
 def test_a_bundle_that_fails_when_it_runs_is_taken_back_and_rejected(
     harm: str, device_folder: Path, bundles, start: Start
@@ -237,7 +230,6 @@ def test_a_bundle_that_fails_when_it_runs_is_taken_back_and_rejected(
     assert "failed" in [each["what"] for each in records(device_folder, "event")]
 
 
-@needs_revert
 def test_a_bundle_is_confirmed_after_it_ran_long_enough_without_a_fault(
     device_folder: Path, bundles, start: Start
 ) -> None:
