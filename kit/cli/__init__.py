@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from kit.project import Project
 
 INTERRUPTED = 130
+
+OLDEST_PYTHON = (3, 11)
+"""What the commands need; what runs on a device, ``python -m edge.agent``, needs 3.9."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -88,6 +92,11 @@ def _run(words: list[str]) -> int:
     if command is None:
         names = [each.name for each in COMMANDS]
         raise SettingsError(f"there is no command {words[0]!r}", hint=nearest(words[0], names))
+    if sys.version_info[:2] < OLDEST_PYTHON:  # before the settings are imported, which are newer than that
+        raise MissingDependencyError(
+            f"kit {command.name} needs Python 3.11 to 3.13; this is {platform.python_version()}",
+            hint="take a newer Python; a device's agent, `python -m edge.agent`, runs on this one, too",
+        )
     words, trailing = _split_trailing(command, words[1:])
     parser = build_parser(command)
     parsed = parser.parse_args(words)
