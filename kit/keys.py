@@ -16,7 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit.errors import ConflictError, InputError, NotFoundError, UnavailableError
+from kit.errors import (
+    ConflictError,
+    InputError,
+    NotFoundError,
+    UnavailableError,
+    VerificationError,
+)
 from kit.files import create_once, disk_errors, sync_folder, write_atomic
 from kit.keyring import KEYRING_NAME, KeyEntry, Keyring, make_keyring, open_keyring
 from kit.project import Project
@@ -213,7 +219,13 @@ def _counted(project: Project) -> Keyring:
 def _write(project: Project, keyring: Keyring, private: Path, *, also: tuple[Path, ...]) -> None:
     """Write the newest keyring, unless this project itself would not believe it."""
     data = make_keyring(keyring, key=private, also=also)
-    open_keyring(data, trusted=project.pinned())
+    try:
+        open_keyring(data, trusted=project.pinned())
+    except VerificationError as error:
+        raise VerificationError(
+            f"the new keyring would not be believed here: {error.message}",
+            hint=f"add {private.with_suffix('.pub')} to what [signing] trusted names",
+        ) from error
     write_atomic(private.with_name(KEYRING_NAME), data)
 
 
