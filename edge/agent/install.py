@@ -25,7 +25,7 @@ import dataclasses
 import logging
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,11 @@ def install(
     if path.name == KEYRING_NAME:
         yield from _take_keyring(device, path)
         return
-    yield from _stage(device, path)
-    yield from _resume(device, examine=examine, soak=soak)
+    is_staged = yield from _stage(device, path)
+    if is_staged:
+        yield from _resume(device, examine=examine, soak=soak)
+    else:  # what is on trial stays on trial
+        yield from _settle(device)
 
 
 def recover(device: Device, *, examine: Examine = trial.run_trial, soak: bool = False) -> Iterator[str]:
@@ -131,13 +134,16 @@ def commit(device: Device, *, running_digest: str) -> Iterator[str]:
         The name of each step when it has been taken.
 
     Raises:
-        GateError: Something else runs than what is on trial, or nothing is on trial; nothing has changed.
+        GateError: Something else runs than what is on trial, nothing is on trial, or its golden rows were not
+            asked to the end; nothing has changed.
         UnavailableError: The disk is full or cannot be written.
     """
     state = device.state()
     if state.phase != TRIAL or state.staged != running_digest:
         on_trial = state.staged[:12] if state.phase == TRIAL and state.staged else "nothing"
         raise GateError(f"{running_digest[:12]} runs and {on_trial} is on trial; nothing is confirmed")
+    if not state.examined:
+        raise GateError(f"nobody has seen the golden rows of {running_digest[:12]}; nothing is confirmed")
     try:
         _confirm(device, state, running_digest)
     except VerificationError as error:
@@ -210,6 +216,8 @@ def _take_keyring(device: Device, path: Path) -> Iterator[str]:
         keyring = accept_keyring(
             device.keys, path.read_bytes(), counter=state.keyring_counter, now_s=device.now_s()
         )
+        # The one that counts already comes again when a power cut has kept the state from noting it.
+        keyring = keyring or device.trust().keyring
     except UnavailableError:
         raise
     except KitError as error:
@@ -218,20 +226,18 @@ def _take_keyring(device: Device, path: Path) -> Iterator[str]:
         yield "refused"
     else:
         if keyring is not None:
-            _log.info(f"keyring {keyring.counter} counts from now on")
-            device.save(
-                dataclasses.replace(
-                    state,
-                    keyring_counter=keyring.counter,
-                    time_floor_s=max(state.time_floor_s, keyring.issued_s),
-                )
-            )
+            floor_s = max(state.time_floor_s, keyring.issued_s)
+            noted = dataclasses.replace(state, keyring_counter=keyring.counter, time_floor_s=floor_s)
+            if noted != state:
+                _log.info(f"keyring {keyring.counter} counts from now on")
+                device.save(noted)
         yield "keyring"
     path.unlink(missing_ok=True)
     yield "taken"
 
 
-def _stage(device: Device, path: Path) -> Iterator[str]:
+def _stage(device: Device, path: Path) -> Generator[str, None, bool]:
+    """Unpack, verify and admit a bundle; gives whether it waits for its trial now."""
     work = device.slots / f".{secrets.token_hex(8)}"
     digest, refusal = None, None
     try:
@@ -254,18 +260,24 @@ def _stage(device: Device, path: Path) -> Iterator[str]:
     except KitError as error:
         refusal = _refusal(error, digest=digest, file=path.name)
     if refusal is None and digest is not None:
-        device.place(work, digest=digest)
+        if (device.slots / digest).exists() and not _damage(device, digest):
+            shutil.rmtree(work, ignore_errors=True)  # a slot one may fall back to is never missing
+        else:
+            device.place(work, digest=digest)
         yield "placed"
-        state = device.state()
-        device.save(dataclasses.replace(state, phase=STAGED, staged=digest, attempts=0, source=path.name))
+        staged = dataclasses.replace(
+            device.state(), phase=STAGED, staged=digest, attempts=0, examined=False, source=path.name
+        )
+        device.save(staged)
         yield "staged"
     elif refusal is not None:
         shutil.rmtree(work, ignore_errors=True)
-        _finish(device, refusal)
+        device.save(_with_report(device.state(), refusal))
         yield refusal.status
     _paper_of(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
     yield "taken"
+    return refusal is None
 
 
 def _verified(device: Device, work: Path) -> Bundle:
@@ -299,7 +311,8 @@ def _resume(device: Device, *, examine: Examine, soak: bool) -> Iterator[str]:
     """Go on from the state, whatever it says."""
     state = device.state()
     if state.staged is not None:
-        if state.source is not None:
+        # Once its trial has begun the file has gone, and what lies under its name is another one.
+        if state.source is not None and state.phase == STAGED:
             (device.incoming / state.source).unlink(missing_ok=True)
         yield from _try(device, state, state.staged, examine=examine, soak=soak)
     yield from _settle(device)
@@ -321,13 +334,14 @@ def _try(device: Device, state: State, digest: str, *, examine: Examine, soak: b
     if state.attempts >= MAX_TRIALS:
         error = GateError(f"its trial was interrupted {state.attempts} times")
     else:
-        device.save(dataclasses.replace(state, phase=TRIAL, attempts=state.attempts + 1))
+        device.save(dataclasses.replace(state, phase=TRIAL, attempts=state.attempts + 1, examined=False))
         yield "trial"
         try:
             found = examine(device, digest)
             if found.get("digest") != digest:
                 raise GateError(f"the trial ran {str(found.get('digest'))[:12]} instead of {digest[:12]}")
             if soak:
+                device.save(dataclasses.replace(device.state(), examined=True))
                 yield "examined"
                 return
             _confirm(device, device.state(), digest)
@@ -353,12 +367,13 @@ def _confirm(device: Device, state: State, digest: str) -> None:
             phase=IDLE,
             current=digest,
             previous=state.previous if state.current == digest else state.current,
-            factory=state.factory or digest,
+            factory=state.factory or state.current or digest,
             # After an override let an older one in, what had been reached stays the mark for all others.
             release=bundle.release if newest else state.release,
             release_digest=digest if newest else state.release_digest,
             staged=None,
             attempts=0,
+            examined=False,
             source=None,
             rejected={},
             last_report=Report(CONFIRMED, detail, digest=digest, file=state.source),
@@ -397,25 +412,21 @@ def _fall_back(
 
 
 def _finish(device: Device, report: Report) -> None:
-    """Write the end of a bundle that was not confirmed."""
-    state = device.state()
+    """Write the end of a staged slot that was not confirmed."""
+    state = dataclasses.replace(
+        device.state(), phase=IDLE, staged=None, attempts=0, examined=False, source=None
+    )
+    device.save(_with_report(state, report))
+
+
+def _with_report(state: State, report: Report) -> State:
     rejected = dict(state.rejected)
     if report.status == REJECTED:
         _log.warning(f"rejected {report.file}: {report.detail}")
         if report.digest is not None:
             rejected.pop(report.digest, None)
             rejected[report.digest] = report.detail
-    device.save(
-        dataclasses.replace(
-            state,
-            phase=IDLE,
-            staged=None,
-            attempts=0,
-            source=None,
-            rejected=_newest(rejected),
-            last_report=report,
-        )
-    )
+    return dataclasses.replace(state, rejected=_newest(rejected), last_report=report)
 
 
 def _finish_report(device: Device, report: Report) -> None:

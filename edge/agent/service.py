@@ -195,15 +195,16 @@ class Service:
         """Have the slot answer that the state names, and note what has happened to the device."""
         state = self._device.state()
         self._note(state)
-        digest = state.staged if state.phase == TRIAL else state.current
+        digest = state.wanted
         if digest is not None and digest != self._supervisor.digest:
             self._close_window(time.monotonic(), at_end=True)
             if not self._start(digest):
                 self._start_failed(state, digest)
                 return
-        if state.phase == TRIAL and self._soak_end_s is None:
+        on_trial = state.phase == TRIAL and state.examined
+        if on_trial and self._soak_end_s is None:
             self._soak_end_s = time.monotonic() + self._config.trial_s
-        elif state.phase != TRIAL:
+        elif not on_trial:
             self._soak_end_s = None
         self._notify.status(self._words())
 
@@ -246,6 +247,11 @@ class Service:
     def _install_waiting(self) -> None:
         if time.monotonic() < self._retry_s:
             return
+        state = self._device.state()
+        if state.staged is not None and not state.examined:  # a full disk has cut its installation off
+            if not self._attempt(self._changes.recover):
+                return
+            self._follow()
         try:
             waiting = self._device.waiting()
         except UnavailableError as error:

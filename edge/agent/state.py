@@ -66,6 +66,7 @@ class State:
         release_digest: The digest confirmed at that release.
         staged: Digest of the slot that waits for its trial or is on trial.
         attempts: Trials of the staged slot that have begun.
+        examined: Whether the slot on trial has answered its golden rows; only then it runs and is confirmed.
         source: File in ``incoming/`` the staged slot came from.
         rejected: Digest to reason, for bundles that a trusted key signed, that are whole and were refused or
             taken back since the last confirmation; the newest ``MAX_REJECTED``.
@@ -84,11 +85,17 @@ class State:
     release_digest: str | None = None
     staged: str | None = None
     attempts: int = 0
+    examined: bool = False
     source: str | None = None
     rejected: Mapping[str, str] = field(default_factory=dict)
     keyring_counter: int = 0
     time_floor_s: int = 0
     last_report: Report | None = None
+
+    @property
+    def wanted(self) -> str | None:
+        """The slot that shall answer: the one on trial, once it was examined, or the confirmed one."""
+        return self.staged if self.phase == TRIAL and self.examined else self.current
 
     @property
     def good(self) -> tuple[str, ...]:
@@ -162,6 +169,7 @@ _STATE_RULES: dict[str, _Rule] = {
     "release_digest": _is_digest_or_none,
     "staged": _is_digest_or_none,
     "attempts": _is_count,
+    "examined": lambda value: isinstance(value, bool),
     "source": _is_file_or_none,
     "rejected": _is_rejections,
     "keyring_counter": _is_count,
