@@ -265,7 +265,7 @@ def test_what_would_not_be_read_is_not_signed(keyring: Keyring, pairs: tuple[Pai
         replace(keyring, keys={old.id: KeyEntry(new.pem)}),
         replace(keyring, keys={old.id: KeyEntry(b"\xff")}),
         replace(keyring, revoked=(new.id,)),
-        replace(keyring, issued_s=1.5),
+        replace(keyring, issued_s=-1),
         replace(keyring, revoked=tuple(f"{number:064x}" for number in range(1000))),
     )
     for each in wrong:
