@@ -13,7 +13,7 @@ DEMO := $(BIN)/python -m kit.cli.demo --device-python $(CURDIR)/.venv-device/bin
 SOURCES := kit jobs serve edge tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check fix test test-journeys test-fitting test-batch test-endpoint test-others test-unit bench clean
+.PHONY: help setup demo check fix test test-journeys test-fitting test-batch test-devices test-endpoint test-others test-unit bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -66,9 +66,10 @@ FITTING := $(wildcard tests/cluster/test_tune*.py tests/cluster/test_train*.py t
 BATCH := $(filter-out $(FITTING),$(wildcard tests/cluster/test_*.py))
 ENDPOINT := $(wildcard tests/system/test_serve*.py tests/system/test_clients.py)
 JOURNEYS := $(foreach each,demo walkthrough submit,tests/system/test_$(each).py)
-OTHERS := $(filter-out $(ENDPOINT) $(JOURNEYS),$(wildcard tests/system/test_*.py))
+DEVICES := $(foreach each,agent* crash* flash* fleet* hard* install keyrings* notices pull* soak tamper,$(wildcard tests/system/test_$(each).py))
+OTHERS := $(filter-out $(ENDPOINT) $(JOURNEYS) $(DEVICES),$(wildcard tests/system/test_*.py))
 # The longest begin first.
-LANES := test-journeys test-fitting test-batch test-endpoint test-others test-unit
+LANES := test-journeys test-fitting test-batch test-devices test-endpoint test-others test-unit
 lane = @mkdir -p .pytest_cache; $(BIN)/python -m pytest $(2) >.pytest_cache/$(1).log 2>&1; status=$$?; \
 	cat .pytest_cache/$(1).log; exit $$status
 
@@ -88,6 +89,9 @@ test-endpoint: setup .venv-clients/ready
 
 test-journeys: setup
 	$(call lane,journeys,$(JOURNEYS))
+
+test-devices: setup .venv-tflite/ready
+	$(call lane,devices,$(DEVICES))
 
 test-others: setup .venv-oms/ready .venv-tflite/ready
 	$(call lane,others,$(OTHERS))
