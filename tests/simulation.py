@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from edge.agent import install
-from edge.agent.device import TRIAL, Device
+from edge.agent.device import Device
 from edge.agent.pulling.client import Response
 from edge.agent.pulling.credentials import write_token
 from edge.agent.pulling.offer import RETURN
 from edge.agent.pulling.puller import Puller
 from edge.agent.pulling.source import Source
 from edge.agent.pulling.uplink import Uplink
+from edge.agent.state import TRIAL
 from edge.agent.status import Numbers, make_status
 from edge.fleet import rollouts, shelf
 from edge.fleet.desk import Desk, Limits, Request
@@ -41,7 +42,7 @@ from kit.errors import GateError, UnavailableError
 
 GOOD, SILENT, FAILING, FLAPPING = "good", "silent", "failing", "flapping"
 SERVER = "http://fleet.test"
-POLL_S, TICK_S, STATUS_S = 300.0, 30.0, 300.0
+POLL_S, TICK_S, STATUS_S = 600.0, 30.0, 300.0
 _UNLIMITED = Rate(1e12, 1e12)
 _START_S = 1_800_000_000.0
 
@@ -150,7 +151,7 @@ class Agent:
     def _install(self, now_s: float) -> None:
         before = self.running
         for path in self.device.waiting():
-            self._change(install.install(self.device, path, examine=self._examine))
+            self._change(install.install(self.device, path, examine=self._examine, soak=True))
         if self.state.phase == TRIAL:  # its process has started, and answers
             self._change(install.commit(self.device, running_digest=self.state.staged))
         if self.running != before:

@@ -142,9 +142,12 @@ class Desk:
             set_fact(db, "served_ns", self._now_ns())
             enrolment.heard(db, heard)
             changed = rollouts.drive(db)
-        if changed:
+            groups = rollouts.groups(db) if changed else {}
+        if not all(each.live for each in changed):  # what was taken back has changed, too
             self._memory = self._load()
-        return changed
+        elif changed:
+            self._memory = dataclasses.replace(self._memory, groups=groups, offers={})
+        return bool(changed)
 
     def refresh(self) -> None:
         """Look whether somebody else has changed the database, or the keyring has."""

@@ -155,15 +155,15 @@ def listed(
     return [_kept(db, row) for row in rows]
 
 
-def drive(db: sqlite3.Connection) -> bool:
-    """Let every running rollout take one step; says whether anything changed."""
-    now_s, changed = clock_s(db), False
-    for kept in listed(db, live=True):
+def drive(db: sqlite3.Connection) -> list[Rollout]:
+    """Let every running rollout take one step; gives those that changed, as they stand now."""
+    now_s, changed = clock_s(db), []
+    for kept in listed(db, live=True, last=-1):
         before = kept.rollout
         after, happened = deciding.step(before, _seen(db, before, kept.group), now_s=now_s)
         if after != before:
             _save(db, before, after)
-            changed = True
+            changed.append(after)
         for each in happened:
             body = {"what": each.what, "detail": each.detail, "device": each.device}
             note(db, "rollout_step", subject=after.id, body=body)
