@@ -39,6 +39,7 @@ from edge.fleet.rollout import DONE, STOPPED, Rollout, reached
 from edge.fleet.store import Store
 from kit import signing
 from kit.errors import GateError, UnavailableError
+from kit.override import sign_override
 
 GOOD, SILENT, FAILING, FLAPPING = "good", "silent", "failing", "flapping"
 SERVER = "http://fleet.test"
@@ -129,7 +130,7 @@ class Agent:
         elif offer is not None:
             with contextlib.suppress(UnavailableError):  # it is fetched the next time
                 self.puller.fetch(offer)
-                self._install(now_s)
+        self._install(now_s)
         self._report(now_s)
         self.uplink.deliver(NoRecords())
         return now_s + max(1.0, self.puller.wait_s())
@@ -150,7 +151,7 @@ class Agent:
 
     def _install(self, now_s: float) -> None:
         before = self.running
-        for path in self.device.waiting():
+        for path in self.device.waiting():  # a keyring, too
             self._change(install.install(self.device, path, examine=self._examine, soak=True))
         if self.state.phase == TRIAL:  # its process has started, and answers
             self._change(install.commit(self.device, running_digest=self.state.staged))
@@ -202,6 +203,7 @@ class World:
         n_devices: How many.
         shares: Of which fate.
         seed: Of every chance.
+        keyring: The file of the newest keyring; None for no keyring ever.
     """
 
     def __init__(
@@ -213,8 +215,9 @@ class World:
         n_devices: int,
         seed: int,
         shares: Shares | None = None,
+        keyring: Path | None = None,
     ) -> None:
-        self.chance = random.Random(seed)
+        self.chance, self._key = random.Random(seed), key
         self.now_s = self.began_s = _START_S
         self.down = False
         self.silent_until_s = float("inf")
@@ -224,6 +227,7 @@ class World:
         self.limits = Limits(
             int(POLL_S), min_free_bytes=0, asks=_UNLIMITED, tells=_UNLIMITED, enrols=_UNLIMITED
         )
+        self._keyring = keyring
         self.desk = self._open()
         self._moments: list[tuple[float, int, Callable[[], float | None]]] = []
         self._numbers = itertools.count()
@@ -233,14 +237,22 @@ class World:
         for agent in self.agents:
             self._plan(self.now_s + self.chance.uniform(0, POLL_S), lambda agent=agent: agent.act(self.now_s))
 
-    def roll_out(self, bundle: Path, plan: Plan) -> Rollout:
+    def roll_out(self, bundle: Path, plan: Plan, *, allow_older: bool = False) -> Rollout:
         """Begin a rollout as ``kit fleet rollout`` does."""
         with shelf.opened(bundle, trusted=self.trusted) as opened:
             facts = shelf.facts_of(bundle, opened)
             shelf.place(self.store.folder, bundle, facts)
             with self.store.changing() as db:
                 shelf.remember(db, facts, opened)
-                made = rollouts.begin(db, group="line", digest=facts.digest, name=facts.name, plan=plan)
+                paper = sign_override(facts.digest, reason="test", key=self._key).decode()
+                made = rollouts.begin(
+                    db,
+                    group="line",
+                    digest=facts.digest,
+                    name=facts.name,
+                    plan=plan,
+                    override=paper if allow_older else None,
+                )
         self.desk.reload()
         return made
 
@@ -302,12 +314,14 @@ class World:
         return Desk(
             self.store,
             limits=self.limits,
+            keyring=self._keyring,
             now_ns=lambda: round(self.now_s * 1e9),
             monotonic_s=lambda: self.now_s,
         )
 
     def _tick(self) -> float:
         if not self.down:
+            self.desk.refresh()
             self.desk.tick(TICK_S)
         return self.now_s + TICK_S
 

@@ -21,6 +21,7 @@ from edge.fleet.rollout import DONE
 from edge.fleet.store import Store, is_served
 from kit.bundle import Bundle
 from kit.errors import ConflictError, GateError, InputError, NotFoundError
+from kit.keyring import KEYRING_NAME
 from kit.project import Project
 from kit.settings import FleetSettings
 
@@ -147,7 +148,7 @@ def _serve(project: Project, settings: FleetSettings, *, announce: _Announce) ->
 
 def keyring_path(project: Project) -> Path:
     """Say where a project keeps its newest keyring."""
-    return project.signing_key_path().parent / "keyring.json"
+    return project.signing_key_path().with_name(KEYRING_NAME)
 
 
 def _roll_out(project: Project, settings: FleetSettings, *, announce: _Announce) -> FleetResult:

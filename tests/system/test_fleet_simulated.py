@@ -9,12 +9,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge.fleet import rollouts
+from edge.fleet.command import keyring_path
 from edge.fleet.plan import Plan, parse_waves
 from edge.fleet.rollout import DONE, FAILED, LIVE, STOPPED
+from kit.errors import VerificationError
+from kit.keys import keys
+from kit.project import Project
+from kit.settings import KeysSettings
 from tests.simulation import FAILING, FLAPPING, GOOD, SILENT, Shares, World, expected
 
 TOLERANT = Plan(
@@ -35,8 +41,8 @@ def ram() -> Iterator[Path]:
 def make_world(ram: Path, bundles, signing_key: Path):
     old = bundles.make(release=1)
 
-    def make(*, n_devices: int, seed: int = 0, shares: Shares | None = None) -> World:
-        return World(ram, old=old.path, key=signing_key, n_devices=n_devices, seed=seed, shares=shares)
+    def make(*, n_devices: int, seed: int = 0, **more: Any) -> World:
+        return World(ram, old=old.path, key=signing_key, n_devices=n_devices, seed=seed, **more)
 
     return make
 
@@ -134,6 +140,54 @@ def test_a_server_down_for_days_and_killed_changes_no_end(make_world, bundles) -
     after = world.rollout(made.id)
     assert after.status == DONE, after.reason
     assert [event.kind for event in world.store.log()].count("rollout") == 1
+
+
+def test_a_key_rotated_in_mid_rollout_ends_no_rollout_and_counts_from_then_on(
+    ram: Path, digits_project: Path, bundles, signing_key: Path
+) -> None:
+    project = Project.open(digits_project)
+    bundles.key = project.signing_key()
+    old, new = bundles.make(release=1), bundles.make(release=2)
+    calm = Shares(silent=0.0, failing=0.0, flapping=0.1)
+    world = World(
+        ram, old=old.path, key=bundles.key, n_devices=40, seed=0, shares=calm, keyring=keyring_path(project)
+    )
+    plan = replace(TOLERANT, waves=parse_waves("10,50%,100%"))
+    made = world.roll_out(new.path, plan)
+    world.run(hours=24, until=lambda: world.rollout(made.id).wave == 1)
+    keys(project, KeysSettings.model_validate({"action": "rotate"}))
+    world.run(hours=24, until=lambda: ended(world, made.id))
+    assert world.rollout(made.id).status == DONE
+    world.run(hours=6)
+    assert {agent.state.keyring_counter for agent in world.agents} == {1}
+    bundles.key = Project.open(digits_project).signing_key()
+    world.trusted = Project.open(digits_project).trusted()
+    by_new_key = bundles.make(release=3)
+    again = world.roll_out(by_new_key.path, plan)
+    world.run(hours=24, until=lambda: ended(world, again.id))
+    assert world.rollout(again.id).status == DONE
+    stranger = bundles.make(release=4, key=signing_key)
+    with pytest.raises(VerificationError, match="not trusted"):
+        world.roll_out(stranger.path, plan)
+    assert_all_work(world)
+
+
+def test_an_older_release_comes_in_with_an_override_and_not_without(make_world, bundles) -> None:
+    world = make_world(n_devices=20, shares=Shares(silent=0.0, failing=0.0, flapping=0.0))
+    (old,) = world.running()
+    plan = replace(TOLERANT, waves=parse_waves("5,100%"), soak_s=0.0)
+
+    def ends(bundle, *, allow_older: bool) -> str:
+        made = world.roll_out(bundle.path, plan, allow_older=allow_older)
+        world.run(hours=24, until=lambda: ended(world, made.id))
+        return world.rollout(made.id).status
+
+    assert ends(bundles.make(release=5), allow_older=False) == DONE
+    older = bundles.make(release=3)
+    assert ends(older, allow_older=False) == STOPPED
+    assert old not in world.running()
+    assert ends(bundles.make(release=4), allow_older=True) == DONE
+    assert older.digest not in world.running()
 
 
 def test_an_operator_pauses_for_a_day_and_aborts(make_world, bundles) -> None:
