@@ -99,7 +99,7 @@ def _run(words: list[str]) -> int:
         )
     words, trailing = _split_trailing(command, words[1:])
     parser = build_parser(command)
-    parsed = parser.parse_args(words)
+    parsed = parser.parse_intermixed_args(words)  # kit fleet rollout --group line BUNDLE
     if trailing:
         parsed.command = trailing
     _log_to_stderr(quiet=parsed.quiet)

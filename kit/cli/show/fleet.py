@@ -153,4 +153,9 @@ def _short(digest: str | None) -> str:
 
 
 def _words(facts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in facts.items() if not isinstance(value, Mapping))
+    """Write what a machine says of itself; its engines without the word for them."""
+    words = []
+    for key, value in facts.items():
+        inner = value.items() if isinstance(value, Mapping) else [(key, value)]
+        words += [f"{name} {each}" for name, each in inner if key != "free_bytes"]
+    return ", ".join(words)
