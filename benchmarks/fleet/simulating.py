@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import tempfile
@@ -27,6 +28,7 @@ _DEFAULT = replace(_PLAN, waves=parse_waves("1,10%,50%,100%"))
 
 def simulate(*, n_devices: int, n_seeds: int) -> list[dict[str, Any]]:
     """Roll a good and a bad bundle out to fleets of several seeds; prints a line for each."""
+    logging.getLogger("kit").setLevel(logging.ERROR)  # each device says what it refuses
     rows = []
     heading = f"{'bundle':14} {'seed':>4} {'ended':>8} {'wave':>5} {'reached':>8} {'failed':>7} {'silent':>7}"
     print(f"{heading} {'virtual':>9} {'real':>7} {'CPU':>7}  right")
