@@ -107,6 +107,8 @@ bench: setup  ## the figures the documents show: ours beside a bare loop, interl
 	$(BIN)/python benchmarks/export
 	$(BIN)/python benchmarks/export --time
 	.venv-device/bin/python benchmarks/agent
+	$(BIN)/python benchmarks/fleet
+	$(BIN)/python benchmarks/fleet --simulate
 
 clean:  ## remove the environments and caches
 	rm -rf .venv .venv-device .venv-oms .venv-tflite .venv-clients .mypy_cache .pytest_cache .ruff_cache .hypothesis .bench
