@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kit.bundle import Bundle
     from kit.override import Override
 
+_FOR_THE_STATE_BYTES = 1 << 16
 _RULE = re.compile(r"(>=|<=|==|!=|<|>)\s*([0-9]+(?:\.[0-9]+)*)")
 _RELEASE = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 #: The same processor under the names that systems give it.
@@ -38,24 +39,23 @@ _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 _NVIDIA = (Path("/proc/driver/nvidia/version"), Path("/dev/nvhost-gpu"))
 
 
-def admit(bundle: Bundle, *, state: State, folder: Path, override: Override | None, device_id: str) -> None:
+def admit(bundle: Bundle, *, state: State, override: Override | None, device_id: str) -> None:
     """Refuse a verified bundle that this device cannot run, or has gone past.
 
     Args:
         bundle: What was unpacked, verified.
         state: The device's.
-        folder: The device folder, for the room that is left on its disk.
         override: What lets an older release in; None without.
         device_id: Whom an override may name.
 
     Raises:
         ConflictError: Its release is not above the device's, and no override lets it in.
         VerificationError: It needs another processor, runtime or version.
-        UnavailableError: There is not enough memory or room now; it may be tried again.
+        UnavailableError: There is not enough memory now; it may be tried again.
     """
     require_release(bundle, state=state, override=override, device_id=device_id)
     require_runs(bundle.manifest)
-    require_room(bundle.manifest, folder=folder)
+    require_memory(bundle.manifest)
 
 
 def require_release(bundle: Bundle, *, state: State, override: Override | None, device_id: str) -> None:
@@ -130,12 +130,11 @@ def require_runs(manifest: Mapping[str, Any]) -> None:
     )
 
 
-def require_room(manifest: Mapping[str, Any], *, folder: Path) -> None:
-    """Refuse what needs more memory or room on the disk than there is.
+def require_memory(manifest: Mapping[str, Any]) -> None:
+    """Refuse what needs more memory than there is.
 
     Args:
         manifest: The bundle's.
-        folder: Where its slot lies.
 
     Raises:
         VerificationError: The machine's whole memory is too little.
@@ -155,12 +154,27 @@ def require_room(manifest: Mapping[str, Any], *, folder: Path) -> None:
             f"the bundle for {target} needs {needed_mb:.0f} MB of memory; {free_mb:.0f} are free",
             hint="end what takes memory on the device",
         )
+
+
+def require_disk(archive: Path, *, folder: Path) -> None:
+    """Refuse to unpack what the disk has no room for; its files take what the archive takes.
+
+    Args:
+        archive: The bundle's file.
+        folder: Where its slot will lie.
+
+    Raises:
+        UnavailableError: There is too little room now; it may be tried again.
+    """
     with disk_errors(folder):
+        needed_bytes = archive.lstat().st_size + _FOR_THE_STATE_BYTES
         stats = os.statvfs(folder)
     free_bytes = stats.f_bavail * stats.f_frsize
-    # The archive lies there already, and so do the unpacked files: a share is left for the state.
-    if free_bytes < 1 << 16:
-        raise UnavailableError(f"{folder} has {free_bytes} bytes free", hint="free some space on the device")
+    if free_bytes < needed_bytes:
+        raise UnavailableError(
+            f"{folder} has {free_bytes} bytes free; the slot of {archive.name} needs {needed_bytes}",
+            hint="free some space on the device",
+        )
 
 
 def _number(value: Any) -> float:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.agent import trial
-from edge.agent.admission import admit
+from edge.agent.admission import admit, require_disk
 from edge.agent.device import KEYRING_NAME, OVERRIDE_SUFFIX, Device
 from edge.agent.state import (
     CONFIRMED,
@@ -243,6 +243,7 @@ def _stage(device: Device, path: Path) -> Generator[str, None, bool]:
     try:
         if path.is_symlink():
             raise VerificationError(f"{path.name} in incoming/ is a link, not a bundle")
+        require_disk(path, folder=device.folder)
         archive.unpack(path, work)
         yield "unpacked"
         bundle = _verified(device, work)
@@ -253,7 +254,7 @@ def _stage(device: Device, path: Path) -> Generator[str, None, bool]:
         else:
             override = _override(device, path)
             digest = bundle.digest
-            admit(bundle, state=state, folder=device.folder, override=override, device_id=device.name)
+            admit(bundle, state=state, override=override, device_id=device.name)
     except UnavailableError:
         shutil.rmtree(work, ignore_errors=True)
         raise
