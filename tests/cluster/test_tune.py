@@ -392,7 +392,7 @@ from ray.util.placement_group import placement_group
 show_token()
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
 group = placement_group([{"CPU": 1}])
-assert group.wait(60)
+assert group.wait(300)
 print(group.id.hex(), flush=True)
 sys.stdin.read()
 """
@@ -411,7 +411,7 @@ def test_room_of_a_killed_trial_is_freed_and_that_of_another_driver_is_not(share
     assert holder.stdout is not None
     theirs = holder.stdout.readline().strip()
     ours, tunes = placement_group([{"CPU": 1}]), placement_group([{"CPU": 0.0, "memory": 1.0}])
-    assert tunes.wait(60)
+    assert tunes.wait(300)
     _free_room()
     states = {
         each: placement_group_table()[each]["state"] for each in (theirs, ours.id.hex(), tunes.id.hex())
