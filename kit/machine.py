@@ -75,9 +75,20 @@ def cpu_name(root: Path) -> str:
     return platform.processor() or platform.machine()
 
 
-def resident_bytes() -> int | None:
-    """Say how much of this process is in memory now; None where the system does not tell."""
-    return _status_bytes("VmRSS")
+def resident_bytes(pid: int | None = None) -> int | None:
+    """Say how much of a process is in memory now.
+
+    Args:
+        pid: The process; None asks for this one.
+
+    Returns:
+        Bytes; None where the system does not tell, or the process is gone.
+    """
+    try:
+        with open(f"/proc/{pid or 'self'}/statm", "rb") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError):
+        return None
 
 
 def peak_bytes() -> int:
@@ -86,19 +97,12 @@ def peak_bytes() -> int:
     Linux hands ``ru_maxrss`` on from the process that started this one: a child of an exporter that holds
     torch would be said to hold it too. ``VmHWM`` begins anew with each program.
     """
-    found = _status_bytes("VmHWM")
-    if found is not None:
-        return found
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _status_bytes(key: str) -> int | None:
     for line in _read(_STATUS).splitlines():
         name, _, value = line.partition(":")
-        if name == key:
+        if name == "VmHWM":
             return int(value.split()[0]) * 1024
-    return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _system(root: Path) -> str:

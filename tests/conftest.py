@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -26,6 +27,18 @@ from kit.steps import Block, Steps
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile("kit", deadline=None)
 hypothesis.settings.load_profile("kit")
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """Take back what a command run in this process does to the logger: it writes to that test's stderr."""
+    logger = logging.getLogger("kit")
+    handlers, propagate, level = logger.handlers[:], logger.propagate, logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.propagate = propagate
+    logger.setLevel(level)
+
 
 WEIGHTS = np.array([[2.0, -1.0], [-1.0, 2.0]], dtype=np.float32)
 GOLDEN_ROWS = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.25], [-1.0, 1.0]], dtype=np.float32)

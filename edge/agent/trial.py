@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import resource
 import signal
 import statistics
 import sys
@@ -23,6 +22,7 @@ from kit import golden
 from kit.bundle import Bundle
 from kit.child import CODE_FOLDER, run_child
 from kit.errors import GateError, KitError
+from kit.machine import peak_bytes
 from kit.runner import Runner
 
 TIMEOUT_S = 60.0
@@ -89,7 +89,7 @@ def examine(bundle: Bundle) -> Examination:
     latency_ms = _median_latency_ms(runner)
     budgets = runner.manifest.get("budgets", {})
     limit = budgets.get("max_latency_ms")
-    memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    memory_mb = peak_bytes() / 1e6
     max_memory_mb = budgets.get("max_memory_mb")
     reason = report.reason
     if not reason and limit is not None and latency_ms > limit:

@@ -16,20 +16,19 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-import resource
 import statistics
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from kit.engines import ENGINES, Engine, open_engine
 from kit.errors import InputError, ModelError, VerificationError
 from kit.inference.card import Card
+from kit.machine import resident_bytes
 from kit.model_version import ModelVersion
 from kit.signature import Tensors
 from kit.store import Store
@@ -37,7 +36,6 @@ from serve.models.self_test import check_answers, tolerance_of
 from serve.version_key import VersionKey
 
 _logger = logging.getLogger("kit")
-_STATM = Path("/proc/self/statm")
 _MEASURE_S = 0.02
 _MEASURE_CALLS = 5
 
@@ -278,22 +276,19 @@ class _Alone:
             self._now += 1
             self._begun += 1
             alone, mine = self._now == 1, self._begun
-        before_bytes = _resident_bytes()
+        before_bytes = resident_bytes()
         grown = _Grown()
         try:
             yield grown
             if alone and self._begun == mine:
-                grown.bytes = max(0, _resident_bytes() - before_bytes)
+                after_bytes = resident_bytes()
+                if (
+                    before_bytes is not None and after_bytes is not None
+                ):
+                    grown.bytes = max(0, after_bytes - before_bytes)
         finally:
             with self._lock:
                 self._now -= 1
-
-
-def _resident_bytes() -> int:
-    try:
-        return int(_STATM.read_text().split()[1]) * resource.getpagesize()
-    except OSError:  # no Linux: the file's size has to do
-        return 0
 
 
 def _estimate(file_bytes: int, *, grown: int) -> int:

@@ -9,13 +9,12 @@ counted with both labels empty.
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from kit import __version__
+from kit.machine import peak_bytes, resident_bytes
 from serve.watching.counters import Family, Lines, Tally, asked, gauge_line
 from serve.watching.version_metrics import Statistics, VersionMetrics
 
@@ -52,7 +51,6 @@ FAMILIES = tuple(
     )
 )
 
-_STATM = Path("/proc/self/statm")
 # Handing the interpreter's lock over between pieces keeps the event loop from waiting for a whole text.
 _VERSIONS_AT_ONCE = 8
 
@@ -143,7 +141,7 @@ class Metrics:
             ("kit_replicas_wanted", self._replicas_wanted, self._deployment),
             ("kit_in_flight", self.in_flight, None),
             ("process_cpu_seconds_total", time.process_time(), None),
-            ("process_resident_memory_bytes", resident_bytes(), None),
+            ("process_resident_memory_bytes", resident_bytes() or peak_bytes(), None),
             ("process_start_time_seconds", self._started_s, None),
             *(
                 ("kit_records_dropped_total", count(), {"kind": kind})
@@ -152,14 +150,3 @@ class Metrics:
         )
         for name, value, labels in values:
             lines[name].append(gauge_line(name, value, labels))
-
-
-def resident_bytes() -> int:
-    """Give the memory of this process; where Linux's /proc is missing, the most it ever took."""
-    try:
-        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        import resource
-
-        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return kilobytes if platform.system() == "Darwin" else kilobytes * 1024

@@ -29,6 +29,7 @@ from kit.child import CODE_FOLDER
 from kit.errors import EXIT_CODES, KitError, ModelError, UnavailableError
 from kit.inference.card import Reply
 from kit.inference.errors import DeadlineError, OverloadedError
+from kit.machine import resident_bytes
 
 if TYPE_CHECKING:
     from kit.signature import Tensors
@@ -42,7 +43,6 @@ _SWITCH_S = 5.0
 _WINDOW_S = 2.0  # the agent has more to do than to wait for counts
 _HEADER_ROOM = 1 << 16
 _ANSWER_TIMES = 8  # an answer may be so many times as large as the largest question
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,7 @@ class _Process:
 
     def resident_bytes(self) -> int:
         """Say how much of it is in memory; 0 when it is gone."""
-        try:
-            with open(f"/proc/{self.popen.pid}/statm", "rb") as file:
-                return int(file.read().split()[1]) * _PAGE_BYTES
-        except (OSError, IndexError):
-            return 0
+        return resident_bytes(self.popen.pid) or 0
 
     def kill(self, why: str) -> None:
         """End it at once."""
