@@ -282,9 +282,7 @@ class _Alone:
             yield grown
             if alone and self._begun == mine:
                 after_bytes = resident_bytes()
-                if (
-                    before_bytes is not None and after_bytes is not None
-                ):
+                if before_bytes is not None and after_bytes is not None:
                     grown.bytes = max(0, after_bytes - before_bytes)
         finally:
             with self._lock:
