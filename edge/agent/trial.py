@@ -91,7 +91,7 @@ def examine(bundle: Bundle) -> Examination:
     limit = budgets.get("max_latency_ms")
     memory_mb = peak_bytes() / 1e6
     max_memory_mb = budgets.get("max_memory_mb")
-    reason = report.reason
+    reason = f"golden rows: {report.reason}" if report.reason else ""
     if not reason and limit is not None and latency_ms > limit:
         reason = f"one row takes {latency_ms:.3g} ms, above the budget of {limit:g} ms"
     if not reason and max_memory_mb is not None and memory_mb > max_memory_mb:
