@@ -28,9 +28,9 @@ from jobs.preparation.prepared import prepare_rows
 from jobs.tune import tune
 from jobs.tuning.study import Trial
 from kit.init import init
+from kit.keypair import generate_key
 from kit.project import Project
 from kit.settings import InitSettings, TuneSettings
-from kit.signing import generate_key
 
 
 class _Stopwatch(logging.Handler):

@@ -32,7 +32,7 @@ from edge.flashing.checks import (
     check_trust,
 )
 from edge.flashing.hand import Hand
-from kit import errors, files, signing
+from kit import errors, files, keypair
 from kit.archive import SUFFIX, unpack
 from kit.bundle import Bundle, open_bundle
 from kit.keyring import KEYRING_NAME
@@ -243,7 +243,7 @@ def _agree(load: _Load, found: Found, hand: Hand, *, yes: bool, ask: Callable[[s
     """Have a first flash agreed to: from then on the device believes these keys and no others."""
     if found.place == "device" or yes:
         return
-    keys = " and ".join(name[:16] for name in map(signing.key_id, load.trusted))
+    keys = " and ".join(name[:16] for name in map(keypair.key_id, load.trusted))
     if ask is None:
         raise errors.InputError(
             f"{hand.shown} is no device yet; a first flash would pin key {keys} there, "
@@ -258,7 +258,7 @@ def _plan(load: _Load, found: Found, hand: Hand) -> tuple[str, ...]:
     """Say what a flash would do."""
     steps = []
     if found.place != "device":
-        keys = ", ".join(signing.key_id(pem)[:16] for pem in load.trusted)
+        keys = ", ".join(keypair.key_id(pem)[:16] for pem in load.trusted)
         steps.append(f"make {hand.shown} a device and pin {keys}, after a question unless --yes is given")
     if load.brings_keyring(found):
         steps.append("send the keyring")
@@ -275,7 +275,7 @@ def _plan(load: _Load, found: Found, hand: Hand) -> tuple[str, ...]:
 
 def _pin(load: _Load, hand: Hand) -> str:
     """Pin the project's keys on a device that has none; say so for the result."""
-    keys = {f"{signing.key_id(pem)[:16]}.pub": pem.decode() for pem in load.trusted}
+    keys = {f"{keypair.key_id(pem)[:16]}.pub": pem.decode() for pem in load.trusted}
     names = [name.removesuffix(".pub") for name in hand.call("pin", keys=keys)["pinned"]]
     if not names:
         return ""

@@ -37,7 +37,7 @@ class Bundle:
         manifest: Its manifest.json.
         signature: Inputs and outputs.
         digest: The sha256 that names its content.
-        key_id: The trusted key that signed it, as ``kit.signing.key_id`` names it.
+        key_id: The trusted key that signed it, as ``kit.keypair.key_id`` names it.
     """
 
     folder: Path

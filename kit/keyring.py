@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kit import signing
+from kit import keypair
 from kit.errors import InputError, VerificationError
 from kit.paper import Kind, is_count, open_paper, shown, sign_paper
 
@@ -172,10 +172,10 @@ def _entry(key_id: object, value: object) -> KeyEntry:
     if not isinstance(pem, str):
         raise InputError(f"the keyring's key {shown(key_id)} has no pem")
     data = pem.encode("ascii", errors="replace")
-    actual = signing.key_id(data)
+    actual = keypair.key_id(data)
     if actual != key_id:
         raise InputError(f"the keyring calls key {actual[:12]} {shown(key_id)}")
-    if data != signing.normal_pem(data):  # the same key in two spellings would count as two
+    if data != keypair.normal_pem(data):  # the same key in two spellings would count as two
         raise InputError(f"the keyring's key {actual[:12]} has more in its pem than the key")
     return KeyEntry(data, not_after_s)
 

@@ -24,10 +24,10 @@ from kit.errors import (
     VerificationError,
 )
 from kit.files import create_once, disk_errors, sync_folder, write_atomic
+from kit.keypair import generate_key, key_id, public_of
 from kit.keyring import KEYRING_NAME, KeyEntry, Keyring, make_keyring, open_keyring
 from kit.project import Project
 from kit.settings import KeysSettings
-from kit.signing import generate_key, key_id, public_of
 
 _DAY_S = 86_400
 _SHORT = 12

@@ -1,6 +1,6 @@
 """Papers: small signed JSON objects that travel beside bundles, each of one kind.
 
-A paper is a DSSE envelope (``kit.signing``) around canonical JSON. It is read strictly: the payload type is
+A paper is a DSSE envelope (``kit.envelope``) around canonical JSON. It is read strictly: the payload type is
 the one expected, the fields are those of its kind and no others, and each keeps its rule. What a kind means
 is for ``kit.keyring`` and ``kit.override``. Runs on a device: standard library and cryptography only.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit import signing
+from kit import envelope
 from kit.errors import InputError, VerificationError
 from kit.files import canonical_json
 
@@ -52,7 +52,7 @@ def sign_paper(kind: Kind, fields: Mapping[str, Any], *, key: Path, also: Sequen
     """
     _check(kind, fields)
     payload = canonical_json({"format": FORMAT, **fields})
-    paper = signing.sign_payload(payload, kind.payload_type, key=key, also=also)
+    paper = envelope.sign_payload(payload, kind.payload_type, key=key, also=also)
     if len(paper) > kind.max_bytes:
         raise InputError(f"{kind.name} has {len(paper)} bytes; it may have {kind.max_bytes}")
     return paper
@@ -72,10 +72,10 @@ def open_paper(kind: Kind, data: bytes, *, trusted: Sequence[bytes]) -> tuple[di
     Raises:
         VerificationError: Anything does not hold.
     """
-    payload, key_id = signing.verify_payload(
+    payload, key_id = envelope.verify_payload(
         data, kind.payload_type, trusted=trusted, what=kind.name, max_bytes=kind.max_bytes
     )
-    value = signing.parse_json(payload, kind.name)
+    value = envelope.parse_json(payload, kind.name)
     if not isinstance(value, dict):
         raise VerificationError(f"{kind.name} is not an object")
     version = value.pop("format", None)

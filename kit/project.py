@@ -24,12 +24,12 @@ from kit.errors import (
     nearest,
 )
 from kit.files import canonical_json, write_atomic
+from kit.keypair import key_id, load_trusted
 from kit.keyring import KEYRING_NAME, Keyring, open_keyring
 from kit.model_version import ModelVersion
 from kit.project_file import build, read_project_file
 from kit.registry import Registry, VersionRecord
 from kit.settings import CommandSettings, PrepareSettings, ProjectFile, is_marked
-from kit.signing import key_id, load_trusted
 from kit.store import Store, open_store
 
 C = TypeVar("C", bound=CommandSettings)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from kit import envelope, signing
 from kit import files as kit_files
-from kit import signing
 from kit.errors import InputError, KitError, VerificationError
 
 SIGNATURE_NAME = signing.SIGNATURE_NAME
@@ -77,7 +77,7 @@ def open_sealed(folder: Path, *, trusted: Sequence[bytes], allowed: Sequence[str
 
     Args:
         folder: The folder, not a link to one.
-        trusted: Public keys, PEM (``kit.signing.load_trusted``).
+        trusted: Public keys, PEM (``kit.keypair.load_trusted``).
         allowed: Globs for relative paths; ``*`` stays within one path component and matches no leading
             dot. ``model.sig`` needs none.
 
@@ -122,7 +122,7 @@ def _verify_signature(folder: Path, names: Sequence[str], *, trusted: Sequence[b
         )
     try:
         with (folder / SIGNATURE_NAME).open("rb") as file:
-            signature = file.read(signing.MAX_SIGNATURE_BYTES + 1)
+            signature = file.read(envelope.MAX_SIGNATURE_BYTES + 1)
     except OSError as error:
         raise VerificationError(f"{folder / SIGNATURE_NAME} cannot be read: {error.strerror}") from error
     try:

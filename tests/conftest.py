@@ -15,7 +15,7 @@ import hypothesis
 import numpy as np
 import pytest
 
-from kit import archive, bundle, files, golden, seal, signing
+from kit import archive, bundle, files, golden, keypair, seal
 from kit.init import init
 from kit.model_version import ModelVersion, Parts, write_model_version
 from kit.project import Project
@@ -178,7 +178,7 @@ def _onnx(network: str) -> bytes:
 def signing_key(tmp_path: Path) -> Path:
     """A private key; its public half lies beside it."""
     key = tmp_path / "signing" / "signing.pem"
-    signing.generate_key(key)
+    keypair.generate_key(key)
     return key
 
 
@@ -267,7 +267,7 @@ def tiny_version(tmp_path: Path, tiny_parts: Parts, signing_key: Path) -> ModelV
     """A signed model version around ``tiny_onnx``, opened; every file a version may hold is in it."""
     folder = tmp_path / "version"
     write_model_version(tiny_parts, folder=folder, key=signing_key)
-    return ModelVersion.open(folder, trusted=signing.load_trusted(signing_key.parent))
+    return ModelVersion.open(folder, trusted=keypair.load_trusted(signing_key.parent))
 
 
 @pytest.fixture(scope="session")
@@ -293,7 +293,7 @@ def tabular_project(tmp_path: Path, project_templates: Mapping[str, Path]) -> Pa
 
 def _own_project(template: Path, folder: Path) -> Path:
     shutil.copytree(template, folder)
-    signing.generate_key(Project.open(folder).signing_key_path())
+    keypair.generate_key(Project.open(folder).signing_key_path())
     return folder
 
 

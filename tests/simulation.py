@@ -37,7 +37,7 @@ from edge.fleet.limits import Rate
 from edge.fleet.plan import Plan
 from edge.fleet.rollout import DONE, STOPPED, Rollout, reached
 from edge.fleet.store import Store
-from kit import signing
+from kit import keypair
 from kit.errors import GateError, UnavailableError
 from kit.override import sign_override
 
@@ -222,7 +222,7 @@ class World:
         self.down = False
         self.silent_until_s = float("inf")
         self.error_shares: dict[str, float] = {}
-        self.trusted = signing.load_trusted(key.with_suffix(".pub"))
+        self.trusted = keypair.load_trusted(key.with_suffix(".pub"))
         self.store = Store(folder / "fleet")
         self.limits = Limits(
             int(POLL_S), min_free_bytes=0, asks=_UNLIMITED, tells=_UNLIMITED, enrols=_UNLIMITED

@@ -78,9 +78,9 @@ def make_subject(name: str, folder: Path) -> Subject:
     """
     from jobs.train import train
     from kit.errors import NotFoundError
+    from kit.keypair import generate_key
     from kit.project import Project
     from kit.settings import TrainSettings
-    from kit.signing import generate_key
 
     place = folder / name
     place.mkdir(parents=True, exist_ok=True)

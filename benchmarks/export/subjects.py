@@ -25,10 +25,10 @@ from kit.engines import open_engine
 from kit.errors import NotFoundError
 from kit.files import canonical_json
 from kit.init import init
+from kit.keypair import generate_key
 from kit.project import Project
 from kit.settings import ExportSettings, InitSettings, TrainSettings
 from kit.signature import Signature
-from kit.signing import generate_key
 
 TITLES = {
     "digits": "digits CNN",

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from edge.fleet.plan import Plan, parse_waves
 from edge.fleet.rollout import LIVE, count
-from kit import signing
+from kit import keypair
 from tests.conftest import BundleMaker
 from tests.simulation import FAILING, World, expected
 
@@ -50,7 +50,7 @@ def _one(kind: str, plan: Plan, *, n_devices: int, seed: int) -> dict[str, Any]:
     try:
         began_s, began_cpu_s = time.perf_counter(), time.process_time()
         key = folder / "signing" / "signing.pem"
-        signing.generate_key(key)
+        keypair.generate_key(key)
         bundles = BundleMaker(folder / "bundles", key)
         old, new = bundles.make(release=1), bundles.make(release=2)
         world = World(folder, old=old.path, key=key, n_devices=n_devices, seed=seed)

@@ -125,10 +125,10 @@ def make_project(folder: Path, subjects: tuple[Subject, ...], *, more: str = "")
         more: Further sections of kit.toml.
     """
     from kit.engines import open_engine
+    from kit.keypair import generate_key
     from kit.model_version import Parts, write_model_version
     from kit.project import Project
     from kit.signature import Signature, TensorSpec
-    from kit.signing import generate_key
 
     first = subjects[0]
     shutil.rmtree(folder, ignore_errors=True)

@@ -35,7 +35,7 @@ _NAME = "device.name"
 _POINTER = re.compile(r"slots/([0-9a-f]{64})\s*")
 
 KEYRING_NAME = "keyring.json"
-"""A keyring on its way in ``incoming/``."""
+"""The keyring, in ``keys/`` and on its way in ``incoming/``."""
 
 OVERRIDE_SUFFIX = ".override"
 """What follows a bundle's name in that of the paper that lets an older release in."""

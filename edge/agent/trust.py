@@ -15,13 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit import signing
+from edge.agent.device import KEYRING_NAME
+from kit import keypair
 from kit.errors import ConflictError, VerificationError
 from kit.files import write_atomic
 from kit.keyring import Keyring, open_keyring
-
-KEYRING_NAME = "keyring.json"
-"""The keyring, in ``keys/`` and on its way in ``incoming/``."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Trust:
 
     def why_not(self, key_id: str, now_s: float) -> str:
         """Say why a key that was trusted once lets nothing new in; empty when it does."""
-        if any(signing.key_id(pem) == key_id for pem in self.new(now_s)):
+        if any(keypair.key_id(pem) == key_id for pem in self.new(now_s)):
             return ""
         return "is not pinned" if self.keyring is None else self.keyring.why_not(key_id, now_s)
 
@@ -71,7 +69,7 @@ def read_trust(keys: Path) -> Trust:
         InputError: One is not a P-256 public key.
         VerificationError: The keyring is damaged, or none of these keys has signed it.
     """
-    pinned = signing.load_trusted(keys)
+    pinned = keypair.load_trusted(keys)
     old = tuple(path.read_bytes() for path in sorted(keys.glob("*.old")))
     path = keys / KEYRING_NAME
     if not path.exists():
@@ -114,7 +112,7 @@ def accept_keyring(keys: Path, data: bytes, *, counter: int, now_s: float) -> Ke
             hint="set the device's clock, or make a new keyring",
         )
     for pem in trust.every:
-        name = signing.key_id(pem)[:16]
+        name = keypair.key_id(pem)[:16]
         if not (keys / f"{name}.old").exists():
             write_atomic(keys / f"{name}.old", pem)
     write_atomic(path, data)

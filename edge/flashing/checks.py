@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kit import signing
+from kit import keypair
 from kit.bundle import Bundle
 from kit.errors import (
     ConflictError,
@@ -193,7 +193,7 @@ def check_trust(found: Found, bundle: Bundle, *, shown: str, keyring: bool) -> N
     pinned = []
     for name, pem in found.keys.items():
         try:
-            pinned.append(signing.key_id(pem.encode()))
+            pinned.append(keypair.key_id(pem.encode()))
         except InputError as error:
             raise VerificationError(f"{shown}: keys/{name}: {error.message}") from error
     if bundle.key_id not in pinned:

@@ -24,9 +24,9 @@ from pyarrow import parquet
 
 from jobs.cluster import connected
 from jobs.train import TrainResult, train
+from kit.keypair import generate_key
 from kit.project import Project
 from kit.settings import TrainSettings
-from kit.signing import generate_key
 
 N_FEATURES = 4
 N_ROWS = 240

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kit.data import load
+from kit.keypair import generate_key
 from kit.lineage import held_out_digest
 from kit.model_version import Parts, write_model_version
 from kit.project import Project
-from kit.signing import generate_key
 
 DIGITS_TOML = """
 [project]

@@ -13,10 +13,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from kit.engines import open_engine
+from kit.keypair import generate_key
 from kit.model_version import Parts, write_model_version
 from kit.project import Project
 from kit.signature import Signature, Tensors, TensorSpec
-from kit.signing import generate_key
 
 COLUMNS = ("a", "b", "c", "d")
 CLASSES = ("low", "middle", "high")

@@ -85,12 +85,12 @@ class Device:
 
 @pytest.fixture(scope="module")
 def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
-    from kit import signing
+    from kit import keypair
     from tests.conftest import BundleMaker
 
     home = tmp_path_factory.mktemp("api")
     key = home / "signing" / "signing.pem"
-    signing.generate_key(key)
+    keypair.generate_key(key)
     bundle = BundleMaker(home / "bundles", key).make(network=model("nan"), release=7)
     folder = home / "device"
     (folder / "keys").mkdir(parents=True)

@@ -27,11 +27,11 @@ from jobs.fitting.network import build_network
 from jobs.preparation.prepared import Prepared, prepare_rows
 from kit.cli.show import making
 from kit.errors import InputError, ProjectError
+from kit.keypair import generate_key
 from kit.metrics import score
 from kit.model_version import Parts, write_model_version
 from kit.project import Project
 from kit.settings import CompressSettings, ExportSettings, TrainSettings
-from kit.signing import generate_key
 
 
 @dataclass(frozen=True)

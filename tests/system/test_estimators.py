@@ -28,13 +28,13 @@ from jobs.train import train
 from kit.data import load
 from kit.errors import GateError, InputError, MissingDependencyError, ProjectError, SettingsError
 from kit.init import init
+from kit.keypair import generate_key
 from kit.models import models
 from kit.project import Project
 from kit.rows import Part, Split
 from kit.runner import softmax
 from kit.settings import ExportSettings, InitSettings, ModelsSettings, PredictSettings, TrainSettings
 from kit.signature import Signature
-from kit.signing import generate_key
 
 COLUMNS = ("a", "b", "c", "d")
 KIT_TOML = """

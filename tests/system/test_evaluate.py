@@ -26,10 +26,10 @@ from jobs.fitting.network import build_network
 from jobs.preparation.prepared import prepare_rows
 from kit.errors import GateError, InputError, NotFoundError, ProjectError, SettingsError
 from kit.gates import Judgement
+from kit.keypair import generate_key
 from kit.models import models
 from kit.project import Project
 from kit.settings import EvaluateSettings, ModelsSettings, TrainSettings
-from kit.signing import generate_key
 
 KIT_TOML = """
 [project]

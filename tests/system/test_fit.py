@@ -21,9 +21,9 @@ from jobs.fitting.trainer import Trainer
 from jobs.train import train
 from kit.errors import ConflictError, InputError, ProjectError, SettingsError
 from kit.init import init
+from kit.keypair import generate_key
 from kit.project import Project
 from kit.settings import InitSettings, TrainSettings
-from kit.signing import generate_key
 
 KIT_TOML = """
 [project]

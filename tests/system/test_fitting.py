@@ -25,9 +25,9 @@ from jobs.fitting.trainer import Trainer
 from jobs.fitting.workers import refusal_for, with_room
 from jobs.train import train
 from kit.errors import ConflictError, ProjectError
+from kit.keypair import generate_key
 from kit.project import Project
 from kit.settings import TrainSettings
-from kit.signing import generate_key
 
 NOWHERE: Any = None  # a project that the factories of this file do not ask
 

@@ -10,7 +10,7 @@ import pytest
 
 from edge.agent.device import Device
 from edge.flash import flash
-from kit import archive, keyring, seal, signing
+from kit import archive, keypair, keyring, seal
 from kit.errors import (
     ConflictError,
     GateError,
@@ -54,7 +54,7 @@ def test_a_first_flash_pins_the_key_and_ends_confirmed(project: Project, bundles
     result = flash(project, settings(bundle.path, tmp_path / "device"))
     assert (result.status, result.digest, result.release) == ("confirmed", bundle.digest, 3)
     assert (result.name, result.target, result.device) == ("shapes", "onnx-test", str(tmp_path / "device"))
-    key_id = signing.key_id(project.trusted()[0])
+    key_id = keypair.key_id(project.trusted()[0])
     assert f"pinned key {key_id[:16]}" in result.detail
     device = Device.open(tmp_path / "device")
     assert device.trusted() == project.trusted()
@@ -78,7 +78,7 @@ def test_a_bundle_that_does_not_verify_leaves_the_device_untouched(
     kind: str, project: Project, bundles, tmp_path: Path
 ) -> None:
     other = tmp_path / "other" / "signing.pem"
-    signing.generate_key(other)
+    keypair.generate_key(other)
     path = bundles.make(key=other if kind == "other key" else None).path
     if kind == "flipped":
         data = bytearray(path.read_bytes())
@@ -109,14 +109,14 @@ def test_a_device_that_trusts_another_key_is_not_written_and_both_keys_are_named
     project: Project, bundles, tmp_path: Path
 ) -> None:
     other = tmp_path / "other" / "signing.pem"
-    signing.generate_key(other)
+    keypair.generate_key(other)
     keys = tmp_path / "device" / "keys"
     keys.mkdir(parents=True)
     shutil.copyfile(other.with_suffix(".pub"), keys / "other.pub")
     with pytest.raises(VerificationError) as caught:
         flash(project, settings(bundles.make().path, keys.parent))
-    for pem in (project.trusted()[0], signing.public_of(other)):
-        assert signing.key_id(pem)[:16] in caught.value.message
+    for pem in (project.trusted()[0], keypair.public_of(other)):
+        assert keypair.key_id(pem)[:16] in caught.value.message
     assert [path.name for path in keys.iterdir()] == ["other.pub"]
     assert not (keys.parent / "incoming").exists()
 
@@ -189,11 +189,11 @@ def test_a_keyring_goes_along_and_brings_the_new_signer(
     flash(project, settings(bundles.make().path, tmp_path / "device"))
     old = tmp_path / "old" / "signing.pem"
     signing_key.parent.rename(old.parent)
-    pem = signing.generate_key(signing_key)
+    pem = keypair.generate_key(signing_key)
     bundle = bundles.make(release=2)
     with pytest.raises(VerificationError, match="trusts"):
         flash(project, settings(bundle.path, tmp_path / "device"))
-    ring = keyring.Keyring(counter=1, issued_s=0, keys={signing.key_id(pem): keyring.KeyEntry(pem)})
+    ring = keyring.Keyring(counter=1, issued_s=0, keys={keypair.key_id(pem): keyring.KeyEntry(pem)})
     paper = keyring.make_keyring(ring, key=old, also=[signing_key])
     (signing_key.parent / keyring.KEYRING_NAME).write_bytes(paper)
     assert flash(project, settings(bundle.path, tmp_path / "device")).digest == bundle.digest

@@ -20,7 +20,7 @@ from edge.agent.device import Device
 from edge.flash import flash
 from edge.flashing.hand import Hand
 from edge.flashing.ssh import SshWay
-from kit import signing
+from kit import keypair
 from kit.errors import (
     ConflictError,
     GateError,
@@ -84,7 +84,7 @@ def test_a_bundle_is_flashed_to_a_host_with_and_without_sftp(
     bundle = bundles.make(release=3)
     result = flash(project, settings(bundle.path))
     assert (result.status, result.digest, result.release) == ("confirmed", bundle.digest, 3)
-    assert f"pinned key {signing.key_id(project.trusted()[0])[:16]}" in result.detail
+    assert f"pinned key {keypair.key_id(project.trusted()[0])[:16]}" in result.detail
     device = Device.open(tmp_path / "device")
     assert device.pointer() == device.state().current == bundle.digest
     assert list(device.incoming.iterdir()) == []
@@ -121,7 +121,7 @@ def test_a_first_flash_is_agreed_to_or_not_made(
     asked: list[str] = []
     agreed = flash(project, settings(bundle.path, yes=False), ask=lambda text: not asked.append(text))
     assert agreed.status == "confirmed"
-    assert signing.key_id(project.trusted()[0])[:16] in asked[0]
+    assert keypair.key_id(project.trusted()[0])[:16] in asked[0]
     flash(project, settings(bundle.path, yes=False))  # and it is not asked again
 
 

@@ -17,7 +17,7 @@ import pytest
 from edge.agent import install, trial
 from edge.agent.__main__ import run
 from edge.agent.device import Device
-from kit import archive, seal, signing
+from kit import archive, keypair, seal
 from kit.errors import NotFoundError
 
 
@@ -258,7 +258,7 @@ def test_a_link_in_incoming_is_rejected(running: Device, bundles) -> None:
 def test_a_bundle_signed_by_another_key_is_rejected(running: Device, bundles, tmp_path: Path) -> None:
     before = running.state().current
     other = tmp_path / "other" / "signing.pem"
-    signing.generate_key(other)
+    keypair.generate_key(other)
     bundles.deliver(bundles.make(release=2, key=other), running.folder)
     assert_runs(settle(running.folder), before)
     assert running.state().last_report.error == "VerificationError"

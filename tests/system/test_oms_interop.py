@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kit import seal, signing
+from kit import keypair, seal
 from kit.errors import VerificationError
 
 PYTHON = Path(os.environ.get("KIT_OMS_PYTHON", Path(__file__).parents[2] / ".venv-oms" / "bin" / "python"))
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def key(tmp_path: Path) -> Path:
     path = tmp_path / "keys" / "signing.pem"
-    signing.generate_key(path)
+    keypair.generate_key(path)
     return path
 
 
@@ -70,7 +70,7 @@ def test_the_official_tool_refuses_our_seal_under_another_key(
     folder: Path, key: Path, tmp_path: Path
 ) -> None:
     seal.seal(folder, name="digits", key=key)
-    signing.generate_key(tmp_path / "other.pem")
+    keypair.generate_key(tmp_path / "other.pem")
     refused = official("verify", folder, "--public_key", str(tmp_path / "other.pub"))
     assert refused.returncode != 0
     assert "Key mismatch" in refused.stderr
@@ -79,7 +79,7 @@ def test_the_official_tool_refuses_our_seal_under_another_key(
 def test_we_open_what_the_official_tool_signed_and_are_stricter_about_git(folder: Path, key: Path) -> None:
     signed = official("sign", folder, "--private_key", str(key))
     assert signed.returncode == 0, signed.stderr
-    trusted = signing.load_trusted(key.with_suffix(".pub"))
+    trusted = keypair.load_trusted(key.with_suffix(".pub"))
     sealed = seal.open_sealed(folder, trusted=trusted, allowed=ALLOWED)
     assert list(sealed.files) == ["golden/inputs.npz", "golden-more/é ü.npz", "model.onnx"]
 

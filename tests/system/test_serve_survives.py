@@ -29,10 +29,10 @@ import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from kit.engines import open_engine
+from kit.keypair import generate_key
 from kit.model_version import Parts, write_model_version
 from kit.project import Project
 from kit.signature import Signature, Tensors, TensorSpec
-from kit.signing import generate_key
 from tests.awaiting import await_true
 from tests.system.load import Load, Tally, post
 

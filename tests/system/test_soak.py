@@ -12,7 +12,7 @@ import pytest
 from edge.agent import install
 from edge.agent.device import Device
 from edge.agent.state import IDLE, STAGED, TRIAL
-from kit import signing
+from kit import keypair
 from kit.errors import DiskFullError, GateError, UnavailableError
 from kit.keyring import KeyEntry, Keyring, make_keyring
 from tests.conftest import BundleMaker
@@ -160,7 +160,7 @@ def test_what_ran_before_there_was_a_factory_slot_becomes_it(device: Device, bun
 
 def test_a_keyring_that_a_power_cut_left_half_taken_is_counted(device: Device, bundles: BundleMaker) -> None:
     pem = bundles.key.with_suffix(".pub").read_bytes()
-    keyring = Keyring(counter=4, issued_s=1_700_000_000, keys={signing.key_id(pem): KeyEntry(pem)})
+    keyring = Keyring(counter=4, issued_s=1_700_000_000, keys={keypair.key_id(pem): KeyEntry(pem)})
     data = make_keyring(keyring, key=bundles.key)
     (device.keys / "keyring.json").write_bytes(data)  # the state knows nothing of it yet
     path = device.incoming / "keyring.json"

@@ -29,9 +29,9 @@ from jobs.predict import predict
 from jobs.submit import SubmitResult, _planned, submit
 from jobs.submitting.following import Patience
 from kit.errors import InputError, NotFoundError, SettingsError, UnavailableError
+from kit.keypair import generate_key
 from kit.project import Project
 from kit.settings import PredictSettings, SubmitSettings
-from kit.signing import generate_key
 
 ROOT = Path(__file__).resolve().parents[2]
 

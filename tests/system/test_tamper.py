@@ -24,7 +24,7 @@ import pytest
 from edge.agent import install
 from edge.agent.device import Device
 from edge.agent.state import CONFIRMED, IDLE, REFUSED, REJECTED
-from kit import archive, files, signing
+from kit import archive, files, keypair
 from kit.errors import KitError, UnavailableError
 from kit.keyring import KeyEntry, Keyring, make_keyring
 from kit.override import sign_override
@@ -67,7 +67,7 @@ class Scene:
 
     def new_key(self, name: str) -> Path:
         key = self.place / name / "signing.pem"
-        signing.generate_key(key)
+        keypair.generate_key(key)
         return key
 
     def keyring(
@@ -83,8 +83,8 @@ class Scene:
         for each in keys:
             key, end_s = each if isinstance(each, tuple) else (each, None)
             pem = key.with_suffix(".pub").read_bytes()
-            entries[signing.key_id(pem)] = KeyEntry(pem, end_s)
-        ids = tuple(signing.key_id(key.with_suffix(".pub").read_bytes()) for key in revoked)
+            entries[keypair.key_id(pem)] = KeyEntry(pem, end_s)
+        ids = tuple(keypair.key_id(key.with_suffix(".pub").read_bytes()) for key in revoked)
         paper = make_keyring(Keyring(counter, issued_s, entries, ids), key=signer or self.bundles.key)
         path = self.device.incoming / "keyring.json"
         path.write_bytes(paper)
@@ -377,7 +377,7 @@ def test_a_key_can_be_rotated_between_two_installs_and_revoked_after(scene: Scen
     require_confirmed(scene, scene.bundles.make(release=9, key=second))
 
     scene.put(scene.keyring(2, second, revoked=(first,), signer=second))
-    name = signing.key_id(first.with_suffix(".pub").read_bytes())[:16]
+    name = keypair.key_id(first.with_suffix(".pub").read_bytes())[:16]
     bundle = scene.bundles.make(release=10)
     require_refused(scene, scene.deliver(bundle), "VerificationError", f"key {name}, which is revoked")
     require_keyring_refused(scene, scene.keyring(1, first, second, signer=second), "not above keyring 2")

@@ -30,11 +30,11 @@ from jobs.preparation.prepared import Prepared, prepare_rows
 from jobs.train import train
 from kit.engines import open_engine
 from kit.errors import InputError, ProjectError
+from kit.keypair import generate_key
 from kit.metrics import score
 from kit.model_version import ModelVersion
 from kit.project import Project
 from kit.settings import TrainSettings
-from kit.signing import generate_key
 from kit.tables import to_tensors
 from tests.unit.test_replica import Asked, run
 

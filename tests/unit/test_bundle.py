@@ -18,10 +18,10 @@ from edge.targets import TARGETS, find_target
 from kit.bundle import open_bundle
 from kit.errors import ConflictError, InputError, NotFoundError, VerificationError
 from kit.files import canonical_json, read_json, sha256_file
+from kit.keypair import generate_key, load_trusted
 from kit.model_version import ModelVersion, Parts, write_model_version
 from kit.seal import seal
 from kit.signature import Signature, TensorSpec
-from kit.signing import generate_key, load_trusted
 from kit.steps import Block, Steps
 
 SIGNATURE = Signature(

@@ -14,10 +14,10 @@ from kit import archive
 from kit.cli import main
 from kit.errors import GateError, InputError, SettingsError, VerificationError
 from kit.files import canonical_json, read_json
+from kit.keypair import generate_key
 from kit.project import Project
 from kit.project_file import build
 from kit.settings import BundleSettings
-from kit.signing import generate_key
 from tests.manifests import DATA, VERSION, bundle_manifest
 
 PAPERS = ("bom.cdx.json", "provenance.json", "licenses.txt")

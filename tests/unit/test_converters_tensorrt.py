@@ -17,9 +17,9 @@ from edge.core import Material, core_of
 from edge.recipes import Recipe
 from edge.targets import find_target
 from kit.errors import InputError
+from kit.keypair import load_trusted
 from kit.model_version import ModelVersion, Parts, write_model_version
 from kit.signature import Signature, TensorSpec
-from kit.signing import load_trusted
 
 INT8 = Recipe("int8")
 HALVES = find_target("tensorrt-fp16").ladder[0]

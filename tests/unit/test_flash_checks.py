@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edge.flashing.checks import Found, check_machine, check_place, check_release, check_trust, fits
-from kit import signing
+from kit import keypair
 from kit.bundle import Bundle, open_bundle
 from kit.errors import (
     ConflictError,
@@ -34,7 +34,7 @@ def found(**changed: Any) -> Found:
 def bundle(bundles, signing_key: Path) -> Bundle:
     """Release 3."""
     made = bundles.make(release=3)
-    return open_bundle(made.folder, trusted=signing.load_trusted(signing_key.parent))
+    return open_bundle(made.folder, trusted=keypair.load_trusted(signing_key.parent))
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_a_machine_is_refused_by_what_it_has(
 def test_a_signer_the_device_does_not_know_is_refused_unless_a_keyring_goes_with_it(
     bundle: Bundle, signing_key: Path, tmp_path: Path
 ) -> None:
-    other = signing.generate_key(tmp_path / "other" / "signing.pem").decode()
-    own = signing.public_of(signing_key).decode()
+    other = keypair.generate_key(tmp_path / "other" / "signing.pem").decode()
+    own = keypair.public_of(signing_key).decode()
     check_trust(found(keys={"a.pub": other, "b.pub": own}), bundle, shown="it", keyring=False)
     check_trust(found(place="absent"), bundle, shown="it", keyring=False)
     check_trust(found(keys={"a.pub": other}), bundle, shown="it", keyring=True)

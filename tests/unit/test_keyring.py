@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from kit import signing
+from kit import envelope, keypair, signing
 from kit.errors import InputError, VerificationError
 from kit.keyring import MAX_KEYRING_BYTES, KeyEntry, Keyring, make_keyring, open_keyring
 
@@ -37,8 +37,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pair, ...]:
     folder = tmp_path_factory.mktemp("keys")
     made = []
     for name in ("old", "new", "foreign"):
-        pem = signing.generate_key(folder / f"{name}.pem")
-        made.append(Pair(folder / f"{name}.pem", pem, signing.key_id(pem)))
+        pem = keypair.generate_key(folder / f"{name}.pem")
+        made.append(Pair(folder / f"{name}.pem", pem, keypair.key_id(pem)))
     return tuple(made)
 
 
@@ -112,13 +112,13 @@ def test_nothing_signed_for_another_purpose_passes_for_a_keyring(
     old, _, _ = pairs
     payload = base64.b64decode(json.loads(make_keyring(keyring, key=old.path))["payload"])
     other = "application/vnd.kit.override+json"
-    paper = signing.sign_payload(payload, other, key=old.path)
+    paper = envelope.sign_payload(payload, other, key=old.path)
     assert f"payload type is '{other}'" in refusal(paper, old.pem)
     assert "does not match its payload" in refusal(paper.replace(other.encode(), TYPE.encode()), old.pem)
     bundle = signing.sign({"model": GONE}, name="digits", key=old.path)
     assert "unknown field" in refusal(bundle, old.pem)
-    envelope = json.dumps(json.loads(bundle)["dsseEnvelope"]).encode()
-    assert "payload type" in refusal(envelope, old.pem)
+    inner = json.dumps(json.loads(bundle)["dsseEnvelope"]).encode()
+    assert "payload type" in refusal(inner, old.pem)
 
 
 def signatures(change: Callable[[list[Any]], Any]) -> Callable[[dict[str, Any]], Any]:
@@ -238,7 +238,7 @@ def test_a_well_signed_keyring_that_breaks_a_rule_is_refused(
     paper = payload_of(make_keyring(keyring, key=pairs[0].path))
     change(paper)
     assert said in refusal(
-        signing.sign_payload(json.dumps(paper).encode(), TYPE, key=pairs[0].path), pairs[0].pem
+        envelope.sign_payload(json.dumps(paper).encode(), TYPE, key=pairs[0].path), pairs[0].pem
     )
 
 
@@ -254,7 +254,7 @@ def test_a_well_signed_keyring_that_breaks_a_rule_is_refused(
 def test_a_well_signed_payload_that_is_none_is_refused(
     pairs: tuple[Pair, ...], payload: bytes, said: str
 ) -> None:
-    assert said in refusal(signing.sign_payload(payload, TYPE, key=pairs[0].path), pairs[0].pem)
+    assert said in refusal(envelope.sign_payload(payload, TYPE, key=pairs[0].path), pairs[0].pem)
 
 
 def test_what_would_not_be_read_is_not_signed(keyring: Keyring, pairs: tuple[Pair, ...]) -> None:
@@ -274,9 +274,9 @@ def test_what_would_not_be_read_is_not_signed(keyring: Keyring, pairs: tuple[Pai
 
 
 def test_the_most_keys_that_may_sign_fit_into_a_keyring(tmp_path: Path) -> None:
-    pems = [signing.generate_key(tmp_path / f"{number}.pem") for number in range(signing.MAX_SIGNERS + 1)]
+    pems = [keypair.generate_key(tmp_path / f"{number}.pem") for number in range(envelope.MAX_SIGNERS + 1)]
     paths = [tmp_path / f"{number}.pem" for number in range(len(pems))]
-    full = Keyring(1, 0, {signing.key_id(pem): KeyEntry(pem, END_S) for pem in pems[1:]})
+    full = Keyring(1, 0, {keypair.key_id(pem): KeyEntry(pem, END_S) for pem in pems[1:]})
     assert open_keyring(make_keyring(full, key=paths[1], also=paths[2:]), trusted=pems[-1:]) == full
     with pytest.raises(InputError, match="65 keys sign one paper"):
         make_keyring(full, key=paths[0], also=paths[1:])

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from kit.errors import ConflictError, NotFoundError, UnavailableError
+from kit.keypair import generate_key
 from kit.keys import keys
 from kit.project import Project
 from kit.settings import KeysSettings
-from kit.signing import generate_key, sign, verify
+from kit.signing import sign, verify
 
 
 @pytest.fixture

@@ -14,11 +14,12 @@ import pytest
 
 from kit.cli import main
 from kit.errors import ConflictError, InputError, NotFoundError, SettingsError, VerificationError
+from kit.keypair import generate_key, key_id, public_of
 from kit.keyring import open_keyring
 from kit.keys import KeysResult, keys
 from kit.project import Project
 from kit.settings import KeysSettings
-from kit.signing import generate_key, key_id, public_of, sign, verify
+from kit.signing import sign, verify
 
 NOW_S = 1_800_000_000
 DIGEST = "a" * 64

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kit import seal, signing
+from kit import keypair, seal
 from kit.engines import open_engine
 from kit.errors import ConflictError, VerificationError
 from kit.files import canonical_json
@@ -21,7 +21,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def trusted(key: Path) -> tuple[bytes, ...]:
-    return signing.load_trusted(key.parent)
+    return keypair.load_trusted(key.parent)
 
 
 def refusal(version: ModelVersion, key: Path, *, digest: str | None = None) -> str:
@@ -129,7 +129,7 @@ def test_a_link_is_named(tiny_version: ModelVersion, signing_key: Path) -> None:
 def test_an_unsigned_version_and_a_wrong_key_are_refused(
     tiny_version: ModelVersion, tmp_path: Path, signing_key: Path
 ) -> None:
-    signing.generate_key(tmp_path / "other" / "other.pem")
+    keypair.generate_key(tmp_path / "other" / "other.pem")
     assert "not trusted" in refusal(tiny_version, tmp_path / "other" / "other.pem")
     (tiny_version.folder / "model.sig").unlink()
     assert "holds no model.sig: nobody signed it" in refusal(tiny_version, signing_key)

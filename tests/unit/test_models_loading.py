@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kit import signing
+from kit import keypair
 from kit.errors import InputError, MissingDependencyError, ModelError, NotFoundError, VerificationError
 from kit.model_version import Parts, write_model_version
 from kit.signature import Tensors
@@ -38,7 +38,7 @@ class Shop:
 
     def loader(self, **options: Any) -> Loader:
         """Make a loader that trusts the key."""
-        return Loader(self.store, trusted=signing.load_trusted(self.key.parent), **options)
+        return Loader(self.store, trusted=keypair.load_trusted(self.key.parent), **options)
 
 
 @pytest.fixture
@@ -154,9 +154,9 @@ def test_only_what_was_signed_by_a_trusted_key_under_its_name_is_loaded(shop: Sh
         shop.loader().load(key._replace(model="digits"))
     with pytest.raises(NotFoundError):
         shop.loader().load(key._replace(digest="0" * 64))
-    signing.generate_key(tmp_path / "stranger" / "other.pem")
+    keypair.generate_key(tmp_path / "stranger" / "other.pem")
     with pytest.raises(VerificationError):
-        Loader(shop.store, trusted=signing.load_trusted(tmp_path / "stranger")).load(key)
+        Loader(shop.store, trusted=keypair.load_trusted(tmp_path / "stranger")).load(key)
     file = shop.store.root / key.digest / "model.onnx"
     file.write_bytes(file.read_bytes() + b"\0")
     with pytest.raises(VerificationError, match=r"'model\.onnx'"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kit import signing
+from kit import envelope, keypair
 from kit.errors import InputError, VerificationError
 from kit.override import MAX_OVERRIDE_BYTES, Override, open_override, sign_override
 
@@ -21,21 +21,21 @@ WHOLE: dict[str, Any] = {"format": 1, "digest": A, "device": "line-3", "reason":
 @pytest.fixture(scope="module")
 def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("keys") / "signing.pem"
-    signing.generate_key(path)
+    keypair.generate_key(path)
     return path
 
 
 def refusal(data: bytes, key: Path) -> str:
     with pytest.raises(VerificationError) as caught:
-        open_override(data, trusted=[signing.public_of(key)])
+        open_override(data, trusted=[keypair.public_of(key)])
     return caught.value.message
 
 
 def test_what_was_signed_comes_back_the_same_every_time(key: Path) -> None:
-    public = signing.public_of(key)
+    public = keypair.public_of(key)
     paper = sign_override(A, reason="release 4 shakes", key=key, device="line-3")
     assert open_override(paper, trusted=[public]) == Override(
-        A, "line-3", "release 4 shakes", signing.key_id(public)
+        A, "line-3", "release 4 shakes", keypair.key_id(public)
     )
     assert sign_override(A, reason="release 4 shakes", key=key, device="line-3") == paper
     assert json.loads(base64.b64decode(json.loads(paper)["payload"])) == WHOLE
@@ -71,9 +71,9 @@ def test_every_single_flipped_bit_is_refused(key: Path) -> None:
 
 
 def test_another_signer_and_another_kind_of_paper_are_refused(key: Path, tmp_path: Path) -> None:
-    signing.generate_key(tmp_path / "foreign.pem")
+    keypair.generate_key(tmp_path / "foreign.pem")
     assert "not trusted" in refusal(sign_override(A, reason="why", key=tmp_path / "foreign.pem"), key)
-    other = signing.sign_payload(json.dumps(WHOLE).encode(), "application/vnd.kit.keyring+json", key=key)
+    other = envelope.sign_payload(json.dumps(WHOLE).encode(), "application/vnd.kit.keyring+json", key=key)
     assert "payload type" in refusal(other, key)
     assert "does not match its payload" in refusal(other.replace(b"keyring+json", b"override+json"), key)
     assert "larger than 16384 bytes" in refusal(b" " * (MAX_OVERRIDE_BYTES + 1), key)
@@ -103,15 +103,15 @@ def test_a_well_signed_override_that_breaks_a_rule_is_refused(
     key: Path, change: dict[str, Any], said: str
 ) -> None:
     payload = json.dumps({**WHOLE, **change}).encode()
-    assert said in refusal(signing.sign_payload(payload, TYPE, key=key), key)
+    assert said in refusal(envelope.sign_payload(payload, TYPE, key=key), key)
 
 
 @pytest.mark.parametrize("field", ["format", "digest", "device", "reason"])
 def test_a_well_signed_override_without_a_field_or_with_it_twice_is_refused(key: Path, field: str) -> None:
     text = json.dumps({name: value for name, value in WHOLE.items() if name != field})
-    assert field in refusal(signing.sign_payload(text.encode(), TYPE, key=key), key)
+    assert field in refusal(envelope.sign_payload(text.encode(), TYPE, key=key), key)
     twice = json.dumps(WHOLE).replace("{", f'{{"{field}": 1, ')
-    assert "same key twice" in refusal(signing.sign_payload(twice.encode(), TYPE, key=key), key)
+    assert "same key twice" in refusal(envelope.sign_payload(twice.encode(), TYPE, key=key), key)
 
 
 @pytest.mark.parametrize(

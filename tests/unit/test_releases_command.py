@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kit import signing
+from kit import keypair
 from kit.cli.show.releasing import release as show
 from kit.cli.show.tables import to_json
 from kit.errors import (
@@ -48,7 +48,7 @@ def made_project(
     home = tmp_path_factory.mktemp("releases")
     shutil.copytree(project_templates["digits"], home / "project")
     project = Project.open(home / "project")
-    signing.generate_key(project.signing_key_path())
+    keypair.generate_key(project.signing_key_path())
     renamed, narrower = other_inputs(tiny_parts, name="y"), other_inputs(tiny_parts, minimum=-1.0)
     for number, parts in enumerate((tiny_parts, tiny_parts, tiny_parts, renamed, narrower), start=1):
         inputs = {parts.signature.inputs[0].name: parts.golden_inputs["x"]}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kit import files, seal, signing
+from kit import files, keypair, seal
 from kit.errors import InputError, VerificationError
 
 ALLOWED = ("*.onnx", "*.json", "golden/*.npz")
@@ -19,7 +19,7 @@ ALLOWED = ("*.onnx", "*.json", "golden/*.npz")
 @pytest.fixture
 def key(tmp_path: Path) -> Path:
     path = tmp_path / "keys" / "signing.pem"
-    signing.generate_key(path)
+    keypair.generate_key(path)
     return path
 
 
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, key: Path) -> Path:
 
 
 def opened(folder: Path, key: Path) -> seal.Sealed:
-    return seal.open_sealed(folder, trusted=[signing.public_of(key)], allowed=ALLOWED)
+    return seal.open_sealed(folder, trusted=[keypair.public_of(key)], allowed=ALLOWED)
 
 
 def refusal(folder: Path, key: Path) -> str:
@@ -57,7 +57,7 @@ def test_a_sealed_folder_opens_with_name_digest_and_key(tmp_path: Path, key: Pat
     assert sealed.files == {name: files.sha256_file(folder / name) for name in names}
     assert sealed.digest == digest == files.digest_of(sealed.files)
     assert (sealed.folder, sealed.name) == (folder, "digits")
-    assert sealed.key_id == signing.key_id(signing.public_of(key))
+    assert sealed.key_id == keypair.key_id(keypair.public_of(key))
 
 
 def test_sealing_the_same_content_twice_gives_the_same_bytes(tmp_path: Path, key: Path) -> None:
@@ -198,7 +198,7 @@ def test_the_signature_of_another_folder_is_refused(folder: Path, key: Path, tmp
 
 
 def test_a_folder_sealed_by_another_key_is_refused(folder: Path, key: Path, tmp_path: Path) -> None:
-    signing.generate_key(tmp_path / "other.pem")
+    keypair.generate_key(tmp_path / "other.pem")
     assert "not trusted" in refusal(folder, tmp_path / "other.pem")
 
 

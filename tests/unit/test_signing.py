@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from kit import signing
+from kit import envelope, keypair, signing
 from kit.errors import ConflictError, InputError, KitError, NotFoundError, VerificationError
 
 A, B = "a" * 64, "b" * 64
@@ -25,7 +25,7 @@ PAYLOAD_TYPE = b"application/vnd.in-toto+json"
 @pytest.fixture
 def key(tmp_path: Path) -> Path:
     path = tmp_path / "keys" / "signing.pem"
-    signing.generate_key(path)
+    keypair.generate_key(path)
     return path
 
 
@@ -73,9 +73,9 @@ def refusal(signature: bytes, *public: bytes) -> str:
 
 
 def test_what_was_signed_comes_back_with_the_key_that_signed(key: Path) -> None:
-    public = signing.public_of(key)
+    public = keypair.public_of(key)
     signed = signing.verify(signing.sign(FILES, name="digits", key=key), trusted=[public])
-    assert signed == signing.Signed(name="digits", files=FILES, key_id=signing.key_id(public))
+    assert signed == signing.Signed(name="digits", files=FILES, key_id=keypair.key_id(public))
 
 
 def test_equal_inputs_give_equal_bytes_in_any_order_of_files(key: Path) -> None:
@@ -85,22 +85,22 @@ def test_equal_inputs_give_equal_bytes_in_any_order_of_files(key: Path) -> None:
 
 def test_files_are_sorted_by_path_component_as_the_format_has_them(key: Path) -> None:
     files = {"a-b": A, "a/c": B, "a.d": A}
-    signed = signing.verify(signing.sign(files, name="x", key=key), trusted=[signing.public_of(key)])
+    signed = signing.verify(signing.sign(files, name="x", key=key), trusted=[keypair.public_of(key)])
     assert list(signed.files) == ["a/c", "a-b", "a.d"]
 
 
 def test_one_of_several_trusted_keys_is_enough(key: Path, tmp_path: Path) -> None:
-    other = signing.generate_key(tmp_path / "other.pem")
+    other = keypair.generate_key(tmp_path / "other.pem")
     signature = signing.sign(FILES, name="digits", key=key)
-    public = signing.public_of(key)
-    assert signing.verify(signature, trusted=[other, public]).key_id == signing.key_id(public)
+    public = keypair.public_of(key)
+    assert signing.verify(signature, trusted=[other, public]).key_id == keypair.key_id(public)
 
 
 def test_an_unknown_key_is_named_by_its_short_id(key: Path, tmp_path: Path) -> None:
-    other = signing.generate_key(tmp_path / "other.pem")
+    other = keypair.generate_key(tmp_path / "other.pem")
     said = refusal(signing.sign(FILES, name="digits", key=key), other)
-    assert signing.key_id(signing.public_of(key))[:12] in said
-    assert signing.key_id(other)[:12] in said
+    assert keypair.key_id(keypair.public_of(key))[:12] in said
+    assert keypair.key_id(other)[:12] in said
     assert "not trusted" in said
 
 
@@ -111,12 +111,12 @@ def test_without_trusted_keys_nothing_is_believed(key: Path) -> None:
 @pytest.mark.parametrize("n_bytes", [0, 1, 100, -1, -2])
 def test_a_truncated_signature_is_refused(key: Path, n_bytes: int) -> None:
     signature = signing.sign(FILES, name="digits", key=key).strip()
-    assert "signature" in refusal(signature[:n_bytes], signing.public_of(key))
+    assert "signature" in refusal(signature[:n_bytes], keypair.public_of(key))
 
 
 def test_every_single_flipped_bit_is_refused(key: Path) -> None:
     signature = signing.sign(FILES, name="digits", key=key).strip()
-    public = signing.public_of(key)
+    public = keypair.public_of(key)
     for place in range(len(signature)):
         forged = bytearray(signature)
         forged[place] ^= 1 << place % 8
@@ -129,7 +129,7 @@ def test_a_forged_payload_in_a_good_envelope_is_refused(key: Path) -> None:
         bundle["dsseEnvelope"]["payload"] = base64.b64encode(statement).decode()
 
     signature = signing.sign(FILES, name="digits", key=key)
-    assert "does not match its payload" in refusal(edited(signature, forge), signing.public_of(key))
+    assert "does not match its payload" in refusal(edited(signature, forge), keypair.public_of(key))
 
 
 def test_the_signature_covers_the_raw_bytes_not_the_json_value(key: Path) -> None:
@@ -138,7 +138,7 @@ def test_the_signature_covers_the_raw_bytes_not_the_json_value(key: Path) -> Non
         bundle["dsseEnvelope"]["payload"] = base64.b64encode(json.dumps(statement).encode()).decode()
 
     signature = signing.sign(FILES, name="digits", key=key)
-    assert "does not match its payload" in refusal(edited(signature, reformat), signing.public_of(key))
+    assert "does not match its payload" in refusal(edited(signature, reformat), keypair.public_of(key))
 
 
 def test_a_signature_over_the_bare_payload_is_refused(key: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_signature_over_the_bare_payload_is_refused(key: Path) -> None:
         bundle["dsseEnvelope"]["signatures"][0]["sig"] = base64.b64encode(raw).decode()
 
     signature = signing.sign(FILES, name="digits", key=key)
-    assert "does not match its payload" in refusal(edited(signature, forge), signing.public_of(key))
+    assert "does not match its payload" in refusal(edited(signature, forge), keypair.public_of(key))
 
 
 def sign_p384(message: bytes) -> bytes:
@@ -168,7 +168,7 @@ def test_a_signature_of_another_kind_under_a_trusted_keys_name_is_refused(
         bundle["dsseEnvelope"]["signatures"][0]["sig"] = base64.b64encode(other_sign(pae(payload))).decode()
 
     signature = signing.sign(FILES, name="digits", key=key)
-    assert "does not match its payload" in refusal(edited(signature, forge), signing.public_of(key))
+    assert "does not match its payload" in refusal(edited(signature, forge), keypair.public_of(key))
 
 
 def test_a_trusted_key_with_another_hash_is_refused(key: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_trusted_key_with_another_hash_is_refused(key: Path) -> None:
         bundle["dsseEnvelope"]["signatures"][0]["sig"] = base64.b64encode(raw).decode()
 
     signature = signing.sign(FILES, name="digits", key=key)
-    assert "does not match its payload" in refusal(edited(signature, forge), signing.public_of(key))
+    assert "does not match its payload" in refusal(edited(signature, forge), keypair.public_of(key))
 
 
 def other_kinds() -> list[Any]:
@@ -208,7 +208,7 @@ def test_a_key_of_another_kind_can_neither_be_trusted_nor_sign(
         signing.sign(FILES, name="digits", key=path)
     path.with_suffix(".pub").write_bytes(public_pem)
     with pytest.raises(InputError, match=r"other\.pub is not an ECDSA P-256 key"):
-        signing.load_trusted(path.with_suffix(".pub"))
+        keypair.load_trusted(path.with_suffix(".pub"))
 
 
 ENVELOPE_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
@@ -240,7 +240,7 @@ def test_an_envelope_out_of_shape_is_refused(
     key: Path, change: Callable[[dict[str, Any]], None], said: str
 ) -> None:
     signature = edited(signing.sign(FILES, name="digits", key=key), change)
-    assert said in refusal(signature, signing.public_of(key))
+    assert said in refusal(signature, keypair.public_of(key))
 
 
 @pytest.mark.parametrize(
@@ -249,17 +249,17 @@ def test_an_envelope_out_of_shape_is_refused(
     ids=["not UTF-8", "a zip", "null", "a list", "deep", "a key twice", "a long number"],
 )
 def test_something_that_is_no_bundle_is_refused(key: Path, data: bytes) -> None:
-    assert "signature" in refusal(data, signing.public_of(key))
+    assert "signature" in refusal(data, keypair.public_of(key))
 
 
 def test_an_empty_signature_is_called_that(key: Path) -> None:
-    assert "there is no signature" in refusal(b"", signing.public_of(key))
+    assert "there is no signature" in refusal(b"", keypair.public_of(key))
 
 
 def test_a_field_given_twice_is_refused_although_json_allows_it(key: Path) -> None:
     signature = signing.sign(FILES, name="digits", key=key)
     twice = signature.replace(b'"payloadType"', b'"payloadType": "text/plain", "payloadType"')
-    assert "same key twice" in refusal(twice, signing.public_of(key))
+    assert "same key twice" in refusal(twice, keypair.public_of(key))
 
 
 def test_more_files_than_a_signature_may_hold_are_not_signed(key: Path) -> None:
@@ -268,8 +268,8 @@ def test_more_files_than_a_signature_may_hold_are_not_signed(key: Path) -> None:
 
 
 def test_a_huge_signature_is_refused_before_it_is_parsed(key: Path) -> None:
-    data = b" " * (signing.MAX_SIGNATURE_BYTES + 1)
-    assert "larger than" in refusal(data, signing.public_of(key))
+    data = b" " * (envelope.MAX_SIGNATURE_BYTES + 1)
+    assert "larger than" in refusal(data, keypair.public_of(key))
 
 
 def rename(name: str) -> Callable[[dict[str, Any]], None]:
@@ -326,12 +326,12 @@ def test_a_well_signed_statement_that_breaks_a_rule_is_refused(
     key: Path, change: Callable[[dict[str, Any]], None], said: str
 ) -> None:
     signature = resigned(signing.sign(FILES, name="digits", key=key), key, change)
-    assert said in refusal(signature, signing.public_of(key))
+    assert said in refusal(signature, keypair.public_of(key))
 
 
 def test_a_well_signed_payload_that_is_not_json_is_refused(key: Path) -> None:
     signature = with_payload(signing.sign(FILES, name="digits", key=key), key, b"model.onnx is fine")
-    assert "not JSON" in refusal(signature, signing.public_of(key))
+    assert "not JSON" in refusal(signature, keypair.public_of(key))
 
 
 def test_what_the_official_signer_adds_to_a_statement_is_accepted(key: Path) -> None:
@@ -343,7 +343,7 @@ def test_what_the_official_signer_adds_to_a_statement_is_accepted(key: Path) -> 
 
     signature = resigned(signing.sign(FILES, name="digits", key=key), key, official)
     signature = edited(signature, lambda b: b["dsseEnvelope"]["signatures"][0].update(keyid=""))
-    assert signing.verify(signature, trusted=[signing.public_of(key)]).files == FILES
+    assert signing.verify(signature, trusted=[keypair.public_of(key)]).files == FILES
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_what_could_not_be_verified_is_not_signed(key: Path, files: dict[str, st
 
 def test_a_new_private_key_is_its_owners_alone(key: Path) -> None:
     assert key.stat().st_mode & 0o777 == 0o600
-    assert key.with_suffix(".pub").read_bytes() == signing.public_of(key)
+    assert key.with_suffix(".pub").read_bytes() == keypair.public_of(key)
     assert sorted(path.name for path in key.parent.iterdir()) == ["signing.pem", "signing.pub"]
 
 
@@ -374,7 +374,7 @@ def test_a_new_private_key_is_its_owners_alone(key: Path) -> None:
 def test_a_key_is_never_overwritten(tmp_path: Path, there: str) -> None:
     (tmp_path / there).write_bytes(b"mine")
     with pytest.raises(ConflictError, match=f"{there} exists"):
-        signing.generate_key(tmp_path / "signing.pem")
+        keypair.generate_key(tmp_path / "signing.pem")
     assert [path.name for path in tmp_path.iterdir()] == [there]
     assert (tmp_path / there).read_bytes() == b"mine"
 
@@ -382,13 +382,13 @@ def test_a_key_is_never_overwritten(tmp_path: Path, there: str) -> None:
 def test_a_second_key_pair_is_refused_by_the_private_keys_name(key: Path) -> None:
     before = key.read_bytes()
     with pytest.raises(ConflictError, match=r"signing\.pem exists"):
-        signing.generate_key(key)
+        keypair.generate_key(key)
     assert key.read_bytes() == before
 
 
 def make_key(path: Path) -> bool:
     try:
-        signing.generate_key(path)
+        keypair.generate_key(path)
     except ConflictError:
         return False
     return True
@@ -398,13 +398,13 @@ def test_of_several_that_make_a_key_at_once_one_succeeds(tmp_path: Path) -> None
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(make_key, [tmp_path / "signing.pem"] * 16))
     assert made.count(True) == 1
-    assert (tmp_path / "signing.pub").read_bytes() == signing.public_of(tmp_path / "signing.pem")
+    assert (tmp_path / "signing.pub").read_bytes() == keypair.public_of(tmp_path / "signing.pem")
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_private_key_is_not_made_under_a_public_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"signing\.pub"):
-        signing.generate_key(tmp_path / "signing.pub")
+        keypair.generate_key(tmp_path / "signing.pub")
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620])
@@ -430,23 +430,23 @@ def test_an_encrypted_or_broken_private_key_is_refused(key: Path) -> None:
     for content in (locked, b"", b"not a key", key.with_suffix(".pub").read_bytes()):
         key.write_bytes(content)
         with pytest.raises(InputError, match="not an unencrypted private key"):
-            signing.public_of(key)
+            keypair.public_of(key)
 
 
 def test_trusted_keys_come_from_a_file_or_a_folder(key: Path, tmp_path: Path) -> None:
-    first, second = signing.public_of(key), signing.generate_key(key.parent / "a.pem")
-    assert signing.load_trusted(key.with_suffix(".pub")) == (first,)
-    assert signing.load_trusted(key.parent) == (second, first)
+    first, second = keypair.public_of(key), keypair.generate_key(key.parent / "a.pem")
+    assert keypair.load_trusted(key.with_suffix(".pub")) == (first,)
+    assert keypair.load_trusted(key.parent) == (second, first)
 
 
 @pytest.mark.parametrize("name", ["", "absent", "absent.pub"])
 def test_no_trusted_key_says_how_to_make_one(tmp_path: Path, name: str) -> None:
     with pytest.raises(NotFoundError) as caught:
-        signing.load_trusted(tmp_path / name)
+        keypair.load_trusted(tmp_path / name)
     assert "kit keys init" in str(caught.value.hint)
 
 
 def test_a_private_key_among_the_trusted_is_refused_by_name(key: Path) -> None:
     (key.parent / "wrong.pub").write_bytes(key.read_bytes())
     with pytest.raises(KitError, match=r"wrong\.pub is not a public key"):
-        signing.load_trusted(key.parent)
+        keypair.load_trusted(key.parent)

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from edge.agent.device import Device
+from edge.agent.device import KEYRING_NAME, Device
 from edge.agent.pulling import patching
 from edge.agent.pulling.answers import BarredError, BusyError, RefusedError, require
 from edge.agent.pulling.client import Client, HttpClient, read_body, shown
@@ -300,7 +300,7 @@ class Puller:
             _log.warning(f"the keyring cannot be fetched: {error}")
             self._keyring_counter = notice.counter
             return
-        files.write_atomic(self._device.incoming / "keyring.json", body)
+        files.write_atomic(self._device.incoming / KEYRING_NAME, body)
         self._keyring_counter = notice.counter
 
     def _headers(self) -> dict[str, str]:

@@ -56,7 +56,14 @@ def _show(facts: BundleFacts) -> None:
             print(f"  {name:14} {said}")
     tensors = manifest.get("tensors", {"inputs": (), "outputs": ()})
     rows = [
-        (way, each["name"], each["dtype"], str(each["shape"]), _figure(each["scale"]), each["zero_point"])
+        (
+            way,
+            each["name"],
+            each["dtype"],
+            str(each["shape"]),
+            _figure(each["scale"]),
+            _figure(each["zero_point"]),
+        )
         for way, listed in (("in", tensors["inputs"]), ("out", tensors["outputs"]))
         for each in listed
     ]
@@ -134,6 +141,8 @@ def _words(values: Iterable[Any]) -> str:
 
 
 def _figure(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
