@@ -20,6 +20,7 @@ from typing import Literal
 from kit import local_ray
 from kit.errors import MissingDependencyError
 from kit.settings import ServeSettings
+from serve import spare
 from serve.haproxy import Edits, write_launcher
 
 Ingress = Literal["haproxy", "python"]
@@ -133,7 +134,14 @@ def choose_ingress(settings: ServeSettings) -> Ingress:
     return "haproxy"
 
 
-def apply(ingress: Ingress, *, folder: Path | None, edits: Edits = _NO_EDITS, longest_s: int = 40) -> None:
+def apply(
+    ingress: Ingress,
+    *,
+    folder: Path | None,
+    edits: Edits = _NO_EDITS,
+    longest_s: int = 40,
+    preload: str = "",
+) -> None:
     """Set the environment for Ray Serve, for the rest of this process's life.
 
     Args:
@@ -142,6 +150,7 @@ def apply(ingress: Ingress, *, folder: Path | None, edits: Edits = _NO_EDITS, lo
             any other, and must be short (``ingress.new_folder``): socket paths end at 107 bytes.
         edits: What is changed in HAProxy's file.
         longest_s: How long the proxy waits for a replica's answer.
+        preload: What Ray's processes import before they wait for work (``serve.spare``); "" for nothing.
 
     Raises:
         RuntimeError: Ray Serve was imported before, so that nothing here would count.
@@ -154,6 +163,8 @@ def apply(ingress: Ingress, *, folder: Path | None, edits: Edits = _NO_EDITS, lo
             os.environ[preset.name] = preset.value
         else:
             os.environ.setdefault(preset.name, preset.value)
+    if preload:
+        os.environ.setdefault(spare.PRELOAD, preload)
     if folder is not None:
         os.environ.update(_places(folder, edits))
         os.environ.setdefault("RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S", str(longest_s))

@@ -27,6 +27,7 @@ from kit.project import Project
 from kit.settings import ServeSettings
 from kit.settings.serving import CacheSettings, ServedModelSettings
 from kit.signature import Tensors
+from serve import spare
 from serve.administration import Administration
 from serve.app import App, Rooms
 from serve.batching import Batcher
@@ -140,6 +141,7 @@ class Replica:
         self._grpc: Any = None
         self._listener: Listener | None = None
         self._unloading: set[asyncio.Task[None]] = set()
+        self._spare: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> App:
         """Give Ray Serve the application (it asks once, after ``__init__``)."""
@@ -208,6 +210,8 @@ class Replica:
         if settings.grpc_port is not None and self._plan.leads:
             await self._start_grpc(service, administration)
         self._log.event("replica_started", pid=os.getpid(), models=", ".join(self._endpoints))
+        if spare.wanted(settings):
+            self._spare = asyncio.create_task(spare.keep())
         return service, administration
 
     async def _listen(self) -> None:
@@ -241,6 +245,8 @@ class Replica:
             await self._listener.close()
         if self._grpc is not None:
             await self._grpc.stop(_GRPC_GRACE_S)
+        if self._spare is not None:
+            self._spare.cancel()
         await self._follower.stop()
         for endpoint in self._endpoints.values():
             if endpoint.shadow is not None:

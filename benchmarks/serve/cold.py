@@ -78,13 +78,13 @@ def _steps(zero: list[Waking]) -> str:
     full = [each for each in zero if each.process_s is not None and each.ready_s is not None]
     if not full:
         return "From zero replicas no replica was started before the answer."
-    process_s = statistics.median(each.process_s or 0.0 for each in full)
+    process_s = max(0.0, statistics.median(each.process_s or 0.0 for each in full))
+    begun = f"{process_s:.2f} s until the replica's process began" if process_s else "its process had waited"
     ready_s = statistics.median(each.ready_s or 0.0 for each in full)
     answer_s = statistics.median(each.answer_s for each in full)
     return (
-        f"From zero replicas, medians: {process_s:.2f} s until the replica's process began, "
-        f"{ready_s - process_s:.2f} s until it had imported and loaded, {answer_s - ready_s:.2f} s until it "
-        "had answered."
+        f"From zero replicas, medians: {begun}, {ready_s - process_s:.2f} s until it had imported and "
+        f"loaded, {answer_s - ready_s:.2f} s until it had answered."
     )
 
 

@@ -145,6 +145,9 @@ class ServeSettings(CommandSettings):
     scale_down_s: float = Field(
         default=60.0, ge=1, description="How long fewer replicas must be enough before one is stopped."
     )
+    spare: bool = Field(
+        default=True, description="Keep a process ready for the next replica where their number may grow."
+    )
     engine: EngineName = Field(default="onnxruntime", description="What runs the model.")
     device: Literal["cpu", "cuda", "tensorrt", "auto"] = Field(
         default="cpu", description="Where onnxruntime computes."
@@ -242,7 +245,8 @@ class ServeSettings(CommandSettings):
         """What does nothing as the others are."""
         found = []
         if self.max_replicas is None:
-            found += [Idle(name, "max_replicas", "a number") for name in ("target_in_flight", "scale_down_s")]
+            names = ("target_in_flight", "scale_down_s", "spare")
+            found += [Idle(name, "max_replicas", "a number") for name in names]
         if not self.advise:
             found.append(Idle("target_ms", "advise", "true"))
         if self.auth != "none":

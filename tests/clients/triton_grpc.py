@@ -124,7 +124,7 @@ def main() -> None:
         "no model": lambda: client.infer("tinny", inputs, headers=job.headers),
         "no version": lambda: client.infer("tiny", inputs, model_version="77", headers=job.headers),
         "wrong shape": lambda: client.infer("tiny", [tensor("x", job.rows[:, :3])], headers=job.headers),
-        "no time": lambda: client.infer("tiny", inputs, headers=job.headers, client_timeout=1e-6),
+        "no time": lambda: client.infer("tiny", inputs, headers=job.headers, client_timeout=-1.0),
         "shared memory": lambda: client.get_system_shared_memory_status(headers=job.headers),
         "trace": lambda: client.get_trace_settings(headers=job.headers),
     }.items():

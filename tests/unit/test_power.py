@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,12 +58,25 @@ def test_the_processors_counter_says_nothing_of_a_gpu(tmp_path: Path) -> None:
         find_meter(tmp_path, on_cpu=False)
 
 
-def test_a_counter_this_user_may_not_read_is_no_meter(tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may read everything")
-    (processor(tmp_path) / "energy_uj").chmod(0)
-    with pytest.raises(UnavailableError, match="root alone may read"):
-        find_meter(tmp_path, on_cpu=True)
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """Be an ordinary user; root may read everything."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_a_counter_this_user_may_not_read_is_no_meter() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to others
+        root = Path(folder)
+        root.chmod(0o755)
+        (processor(root) / "energy_uj").chmod(0)
+        with nobody(), pytest.raises(UnavailableError, match="root alone may read"):
+            find_meter(root, on_cpu=True)
 
 
 def test_a_counter_that_holds_no_number_is_no_meter(tmp_path: Path) -> None:

@@ -89,8 +89,8 @@ def test_the_file_at_the_root_is_what_render_writes() -> None:
 
 def test_the_nodes_get_what_the_kit_pins() -> None:
     project = (ROOT / "pyproject.toml").read_text()
-    assert f'tune]=={RAY_VERSION}"' in project
-    assert f'"torch=={TORCH_VERSION}"' in project
+    assert f"tune]=={RAY_VERSION};" in project
+    assert f'"torch=={TORCH_VERSION};' in project
 
 
 @pytest.mark.parametrize("target", ["rayjob", "rayservice"])
