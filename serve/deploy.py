@@ -142,7 +142,8 @@ def _scale(settings: ServeSettings, needs: ServedModelSettings | None) -> dict[s
             target_ongoing_requests=settings.target_in_flight,
             upscale_delay_s=2.0,
             downscale_delay_s=settings.scale_down_s,
-            metrics_interval_s=1.0,
+            # A request that finds no replica waits for the next time the proxy tells how many there are.
+            metrics_interval_s=0.1 if settings.replicas == 0 else 1.0,
             look_back_period_s=3.0,
         )
     }

@@ -110,6 +110,15 @@ PYTHON: tuple[Preset, ...] = (
     ),
 )
 
+#: Where there may be no replica.
+FROM_ZERO: tuple[Preset, ...] = (
+    Preset(
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S",
+        "0.05",
+        "Serve looks three times before a first replica answers, every 0.1 s by default",
+    ),
+)
+
 
 def choose_ingress(settings: ServeSettings) -> Ingress:
     """Say which HTTP proxy will run.
@@ -136,21 +145,21 @@ def choose_ingress(settings: ServeSettings) -> Ingress:
 
 def apply(
     ingress: Ingress,
+    settings: ServeSettings,
     *,
     folder: Path | None,
     edits: Edits = _NO_EDITS,
     longest_s: int = 40,
-    preload: str = "",
 ) -> None:
     """Set the environment for Ray Serve, for the rest of this process's life.
 
     Args:
         ingress: What ``choose_ingress`` said.
+        settings: How many replicas there may be, and what runs in them.
         folder: Where HAProxy's configuration and sockets go; None without it. It tells our HAProxy from
             any other, and must be short (``ingress.new_folder``): socket paths end at 107 bytes.
         edits: What is changed in HAProxy's file.
         longest_s: How long the proxy waits for a replica's answer.
-        preload: What Ray's processes import before they wait for work (``serve.spare``); "" for nothing.
 
     Raises:
         RuntimeError: Ray Serve was imported before, so that nothing here would count.
@@ -158,13 +167,14 @@ def apply(
     if "ray.serve" in sys.modules:
         raise RuntimeError("ray.serve was imported before its presets were applied")
     local_ray.prepare()
-    for preset in (*COMMON, *(HAPROXY if ingress == "haproxy" else PYTHON)):
+    chosen = HAPROXY if ingress == "haproxy" else PYTHON
+    for preset in (*COMMON, *chosen, *(FROM_ZERO if settings.replicas == 0 else ())):
         if preset.required:
             os.environ[preset.name] = preset.value
         else:
             os.environ.setdefault(preset.name, preset.value)
-    if preload:
-        os.environ.setdefault(spare.PRELOAD, preload)
+    if spare.wanted(settings):
+        os.environ.setdefault(spare.PRELOAD, spare.modules(settings.engine))
     if folder is not None:
         os.environ.update(_places(folder, edits))
         os.environ.setdefault("RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S", str(longest_s))

@@ -24,7 +24,7 @@ from kit import local_ray
 from kit.errors import InputError, UnavailableError
 from kit.project import Project
 from kit.settings import ServeSettings
-from serve import deploy, ingress, presets, spare
+from serve import deploy, ingress, presets
 from serve.draining import drain
 from serve.endpoints import Served, begin, in_force
 from serve.guards.gatekeeper import plan_guards
@@ -151,11 +151,7 @@ def serve(
     stopper = _Stopper(stop or threading.Event())
     try:
         presets.apply(
-            chosen,
-            folder=folder,
-            edits=_edits(plan, folder),
-            longest_s=_longest_s(settings),
-            preload=spare.modules(settings.engine) if spare.wanted(settings) else "",
+            chosen, settings, folder=folder, edits=_edits(plan, folder), longest_s=_longest_s(settings)
         )
         with stopper.signals(), _local_ray(stopper) as node:
             _start(plan, settings, chosen=chosen, stopper=stopper)

@@ -40,6 +40,8 @@ _logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 120
 REPLICA, CONTROLLER, MANAGER, HAPROXY = "ServeReplica:kit", "ServeController", "HAProxyManager", "haproxy -db"
+#: A process that Ray has started and nothing runs in.
+WAITING = "ray::IDLE"
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 REDIS = shutil.which("redis-server")
 needs_redis = pytest.mark.skipif(REDIS is None, reason="apt-get install redis-server")
@@ -536,8 +538,10 @@ def loaded(endpoint: Endpoint, version: str) -> bool:
 
 def test_an_endpoint_without_replicas_answers_the_first_request(frugal: Endpoint) -> None:
     await_true(lambda: not frugal.find(REPLICA))
+    await_true(lambda: frugal.find(WAITING))
+    ready = frugal.find(WAITING)
     assert frugal.ask("large", 1.0).status_code == 200
-    assert frugal.find(REPLICA)
+    assert set(frugal.find(REPLICA)) & set(ready), "the replica began in a new process"
 
 
 def test_a_second_replica_comes_under_load(frugal: Endpoint) -> None:

@@ -13,11 +13,15 @@ import pytest
 from kit import golden
 from kit.errors import InputError, MissingDependencyError, ModelError, VerificationError
 from kit.gauge import Gauge, gauge, gauge_in_child, main
+from kit.keypair import generate_key
+from tests.conftest import BundleMaker
 
 
-@pytest.fixture
-def measured(bundles) -> Gauge:
-    return gauge(bundles.make().folder, threads=1, n_calls=20)
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Gauge:
+    folder = tmp_path_factory.mktemp("gauge")
+    generate_key(folder / "signing.pem")
+    return gauge(BundleMaker(folder, folder / "signing.pem").make().folder, threads=1, n_calls=20)
 
 
 def test_a_gauge_names_what_was_measured(bundles) -> None:
