@@ -37,7 +37,8 @@ from kit.gauge import gauge_in_child
 from kit.metrics import leading_metric
 from kit.runner import Runner
 from kit.settings import ExportSettings
-from kit.signature import Signature, Tensors
+from kit.signature import Signature
+from kit.tensors import Tensors
 
 _log = logging.getLogger("kit")
 

@@ -16,8 +16,8 @@ from edge.layers import Layer
 from edge.recipes import Recipe
 from kit.errors import InputError
 from kit.model_version import ModelVersion
-from kit.signature import TensorSpec
 from kit.steps import Steps
+from kit.tensors import TensorSpec
 
 
 @dataclass(frozen=True)

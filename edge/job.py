@@ -21,7 +21,7 @@ from kit.model_version import ModelVersion
 from kit.project import Project
 from kit.rows import Part
 from kit.settings import ExportSettings
-from kit.signature import Tensors
+from kit.tensors import Tensors
 
 _log = logging.getLogger("kit")
 

@@ -15,7 +15,7 @@ import numpy as np
 from kit.errors import InputError
 from kit.metrics import LOSSES, score
 from kit.runner import label_agreement, output_error
-from kit.signature import Tensors
+from kit.tensors import Tensors
 
 Answer = Callable[[Tensors], Tensors]
 

@@ -38,7 +38,7 @@ from kit.project import Project
 from kit.registry import UNSET, VersionRecord
 from kit.rows import Split
 from kit.settings import TrainSettings
-from kit.signature import Tensors
+from kit.tensors import Tensors
 
 _log = logging.getLogger("kit")
 _PARITY_ROWS = 512

@@ -39,7 +39,7 @@ from kit.model_version import ModelVersion
 from kit.project import Project
 from kit.registry import VersionRecord
 from kit.settings import EvaluateSettings
-from kit.signature import Tensors
+from kit.tensors import Tensors
 
 _log = logging.getLogger("kit")
 

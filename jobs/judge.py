@@ -34,7 +34,8 @@ from kit.model_version import ModelVersion
 from kit.project import Project
 from kit.registry import VersionRecord
 from kit.rows import Part
-from kit.signature import Signature, Tensors
+from kit.signature import Signature
+from kit.tensors import Tensors
 
 _BATCH_ROWS = 1024
 _WARM_UP_CALLS = 20

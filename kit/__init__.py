@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from kit.registry import Registry as Registry
     from kit.runner import Runner as Runner
     from kit.signature import Signature as Signature
-    from kit.signature import TensorSpec as TensorSpec
     from kit.store import open_store as open_store
+    from kit.tensors import TensorSpec as TensorSpec
 
 __version__ = "0.1.0"
 

@@ -20,7 +20,8 @@ from kit.files import write_atomic
 from kit.gates import GateResult
 from kit.metrics import LOSSES
 from kit.report.formats import FILTERS
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import jinja2

@@ -31,7 +31,7 @@ from kit.machine import Machine, peak_bytes, resident_bytes, this_machine
 from kit.power import SYSTEM, find_meter, measure_energy
 from kit.runner import Runner
 from kit.seal import SIGNATURE_NAME
-from kit.signature import Tensors
+from kit.tensors import Tensors
 
 TIMEOUT_S = 600.0
 """Longest time a gauge may take; a TensorRT engine is built while it loads, which takes minutes."""

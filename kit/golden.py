@@ -17,7 +17,7 @@ import numpy as np
 
 from kit.errors import InputError, VerificationError
 from kit.files import write_atomic
-from kit.signature import Tensors
+from kit.tensors import Tensors
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 # What numpy and zipfile raise on bytes that are no archive of arrays; TypeError and AttributeError when

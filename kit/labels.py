@@ -13,7 +13,7 @@ import numpy as np
 
 from kit.errors import InputError, nearest
 from kit.row_codes import as_array
-from kit.signature import ClassName
+from kit.tensors import ClassName
 
 #: Fewest rows of a class that can be split into three parts.
 MIN_CLASS_ROWS = 5

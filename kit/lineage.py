@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kit.model_version import ModelVersion
     from kit.project import Project
     from kit.rows import Part, Split
-    from kit.signature import ClassName
+    from kit.tensors import ClassName
 
 
 def held_out_digest(part: Part) -> str:

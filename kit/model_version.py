@@ -25,9 +25,10 @@ from kit.errors import ConflictError, VerificationError
 from kit.files import atomic_folder, canonical_json
 from kit.golden import read_tensors, write_tensors
 from kit.seal import open_sealed, seal
-from kit.signature import Signature, Tensors
+from kit.signature import Signature
 from kit.signing import SIGNATURE_NAME
 from kit.steps import Steps
+from kit.tensors import Tensors
 
 #: Every file a model version may hold; anything else is refused before it is read.
 ALLOWED = (

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from kit.profile import CONFIDENCE_EDGES, confidence
-from kit.signature import Signature, Tensors
+from kit.signature import Signature
+from kit.tensors import Tensors
 
 #: The outputs that are described.
 OBSERVED = ("label", "probabilities", "value")

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from kit.signature import Signature, Tensors
+from kit.signature import Signature
+from kit.tensors import Tensors
 
 _N_BINS = 20
 _MAX_CATEGORIES = 200

@@ -27,7 +27,8 @@ from kit.errors import (
     install_line,
 )
 from kit.settings import QuerySettings
-from kit.signature import DTYPES, Signature, Tensors, TensorSpec
+from kit.signature import Signature
+from kit.tensors import DTYPES, Tensors, TensorSpec
 from kit.wire import decode_tensor, dtype_of, encode_tensor
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from kit.errors import InputError, SettingsError
 from kit.leakage import Evidence, check_leakage
 from kit.manifest import Manifest
 from kit.settings.data import DataSettings
-from kit.signature import ClassName, Tensors
 from kit.splits import (
     Positions,
     cut_groups,
@@ -29,6 +28,7 @@ from kit.splits import (
     leave_one_out,
     time_folds,
 )
+from kit.tensors import ClassName, Tensors
 from kit.times import NO_GAP, Gap
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from kit import golden
 from kit.bundle import read_manifest
 from kit.engines import Engine, open_engine
 from kit.files import read_json
-from kit.signature import Signature, Tensors, TensorSpec
+from kit.signature import Signature
 from kit.steps import Steps
+from kit.tensors import Tensors, TensorSpec
 
 
 @dataclass(frozen=True)

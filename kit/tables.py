@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kit.errors import InputError, nearest
-from kit.signature import Signature, Tensors
+from kit.signature import Signature
 from kit.table_files import FORMATS, TableFile, list_files, open_file_system, reading, storage_error
+from kit.tensors import Tensors
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from kit.errors import InputError, nearest
-from kit.signature import DTYPES, TensorSpec
+from kit.tensors import DTYPES, TensorSpec
 
 #: The protocol's datatype for each dtype of a signature. BF16 is not among them: numpy has no such dtype.
 DATATYPES: dict[str, str] = {

@@ -20,7 +20,7 @@ import numpy as np
 from kit.engines import ENGINES, Engine, open_engine
 from kit.errors import InputError, KitError, UnavailableError
 from kit.model_version import ModelVersion
-from kit.signature import Tensors
+from kit.tensors import Tensors
 from serve.models.loading import EngineChoice, repeat_rows
 from serve.models.self_test import check_answers, tolerance_of
 

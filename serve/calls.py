@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from kit.inference.card import Card
     from kit.inference.request import InferRequest
-    from kit.signature import Tensors
+    from kit.tensors import Tensors
     from serve.guards.callers import Caller
     from serve.version_key import VersionKey
     from serve.watching.tracing import Trace

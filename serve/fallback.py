@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from kit.errors import InputError, nearest
-from kit.signature import DTYPES, Signature, Tensors
+from kit.signature import Signature
+from kit.tensors import DTYPES, Tensors
 
 
 def constant_outputs(signature: Signature, values: Mapping[str, Any], *, n_rows: int) -> Tensors:

@@ -26,7 +26,7 @@ from kit.inference.finite import float_outputs, only_finite
 from kit.project import Project
 from kit.settings import ServeSettings
 from kit.settings.serving import CacheSettings, ServedModelSettings
-from kit.signature import Tensors
+from kit.tensors import Tensors
 from serve import spare
 from serve.administration import Administration
 from serve.app import App, Rooms

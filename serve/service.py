@@ -17,7 +17,7 @@ from kit.inference.card import Card
 from kit.inference.errors import BrokenError, DeadlineError, RateLimitedError
 from kit.inference.request import InferRequest, RawRequest
 from kit.settings.serving import ServedModelSettings
-from kit.signature import Tensors
+from kit.tensors import Tensors
 from serve.batching import Batcher
 from serve.breaker import Breaker
 from serve.caching import ResponseCache, key_of

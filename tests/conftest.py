@@ -21,8 +21,9 @@ from kit.model_version import ModelVersion, Parts, write_model_version
 from kit.project import Project
 from kit.runner import softmax
 from kit.settings import InitSettings
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
 from kit.steps import Block, Steps
+from kit.tensors import TensorSpec
 
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile("kit", deadline=None)

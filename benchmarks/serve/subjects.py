@@ -128,7 +128,8 @@ def make_project(folder: Path, subjects: tuple[Subject, ...], *, more: str = "")
     from kit.keypair import generate_key
     from kit.model_version import Parts, write_model_version
     from kit.project import Project
-    from kit.signature import Signature, TensorSpec
+    from kit.signature import Signature
+    from kit.tensors import TensorSpec
 
     first = subjects[0]
     shutil.rmtree(folder, ignore_errors=True)

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from kit.errors import InputError, nearest
-from kit.signature import ClassName, Signature
+from kit.signature import Signature
+from kit.tensors import ClassName
 
 SUFFIXES = (".csv", ".json", ".jsonl")
 """File types that can be read; the suffix decides."""

@@ -32,8 +32,9 @@ from kit.engines import Engine, open_engine
 from kit.errors import ConflictError
 from kit.model_version import ModelVersion
 from kit.observed import OBSERVED, Observed
-from kit.signature import ClassName, Signature, Tensors
+from kit.signature import Signature
 from kit.store import open_store
+from kit.tensors import ClassName, Tensors
 
 if TYPE_CHECKING:
     import pyarrow as pa

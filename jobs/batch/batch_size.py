@@ -11,7 +11,7 @@ import numpy as np
 from jobs.batch.refusals import joined
 from kit.engines import Engine
 from kit.errors import InputError
-from kit.signature import Tensors
+from kit.tensors import Tensors
 
 SIZES = (64, 256, 1024, 4096, 16384)
 _EACH_S = 0.06

@@ -13,8 +13,9 @@ import numpy as np
 
 from kit.engines import Engine
 from kit.errors import InputError
-from kit.signature import Signature, Tensors
+from kit.signature import Signature
 from kit.tables import to_tensors
+from kit.tensors import Tensors
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -22,7 +22,8 @@ from kit.bootstrap import Bootstrap
 from kit.metrics import LOSSES, evaluate, leading_metric, score, statistic
 from kit.rows import Part, Split
 from kit.runner import output_error
-from kit.signature import Signature, Tensors, TensorSpec
+from kit.signature import Signature
+from kit.tensors import Tensors, TensorSpec
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,8 @@ import numpy as np
 
 from jobs.evaluation.importance import Answer, Feature, features_of
 from kit.errors import InputError, MissingDependencyError, install_line
-from kit.signature import Signature, Tensors
+from kit.signature import Signature
+from kit.tensors import Tensors
 
 _BACKGROUND_ROWS = 50
 _MAX_FEATURES = 512

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kit.metrics import LOSSES, score
-from kit.signature import Signature, Tensors
+from kit.signature import Signature
+from kit.tensors import Tensors
 
 Answer = Callable[[Tensors], Mapping[str, np.ndarray]]
 

@@ -29,7 +29,7 @@ from kit.project_file import build
 from kit.rows import Split
 from kit.settings import ModelSettings, PrepareSettings, TrainSettings
 from kit.settings.fields import Settings
-from kit.signature import Tensors
+from kit.tensors import Tensors
 
 _log = logging.getLogger("kit")
 

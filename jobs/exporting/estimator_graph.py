@@ -21,7 +21,8 @@ from jobs.exporting.form import OPSET, OPSET_ML
 from jobs.exporting.parity import Answer, ParityReport, Units, check_parity
 from jobs.fitting.estimators import predict_rows
 from kit.errors import GateError, ProjectError
-from kit.signature import Signature, Tensors
+from kit.signature import Signature
+from kit.tensors import Tensors
 
 if TYPE_CHECKING:
     import onnx

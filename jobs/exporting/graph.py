@@ -30,7 +30,8 @@ from jobs.fitting.estimator_class import is_estimator
 from jobs.preparation.frame import check_transformer, to_features
 from jobs.preparation.raw import raw_input
 from kit.errors import ProjectError
-from kit.signature import Signature, Tensors
+from kit.signature import Signature
+from kit.tensors import Tensors
 
 
 def python_reference(

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kit.errors import GateError, InputError, ProjectError
-from kit.signature import DTYPES, Signature, Tensors, TensorSpec
+from kit.signature import Signature
+from kit.tensors import DTYPES, Tensors, TensorSpec
 
 # Beyond this a network overflows, and an exporter may reorder arithmetic (a normalisation folded into the
 # layer before it), so that one side gives infinity or NaN where the other still gives a number.

@@ -15,7 +15,7 @@ from jobs.preparation.patterns import portable_pattern
 from kit.errors import SettingsError, nearest
 from kit.project import Project
 from kit.settings import FeatureSettings, PrepareSettings, RuleSettings
-from kit.signature import TensorSpec
+from kit.tensors import TensorSpec
 from kit.windows import check_windows
 
 #: Most columns that missing = "knn" or "mice" reads: each adds operations to the graph.

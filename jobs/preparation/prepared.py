@@ -28,7 +28,8 @@ from kit.data import load
 from kit.errors import InputError, KitError, ProjectError
 from kit.project import Project
 from kit.rows import Part, Split
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import TensorSpec
 
 _log = logging.getLogger("kit")
 

@@ -12,7 +12,8 @@ import math
 import numpy as np
 
 from kit.errors import ProjectError
-from kit.signature import DTYPES, Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import DTYPES, TensorSpec
 
 INTEGERS = ("int32", "int64")
 

@@ -28,7 +28,8 @@ from kit.data import held_out_table, load
 from kit.engines import open_engine
 from kit.errors import GateError, KitError
 from kit.project import Project
-from kit.signature import Signature, Tensors
+from kit.signature import Signature
+from kit.tensors import Tensors
 
 _SERVE_TIMEOUT_S = 120
 _TIMED_CALLS = 200

@@ -17,7 +17,8 @@ from typing import Protocol
 import numpy as np
 
 from kit.errors import InputError, MissingDependencyError, install_line, nearest
-from kit.signature import DTYPES, Signature, Tensors
+from kit.signature import Signature
+from kit.tensors import DTYPES, Tensors
 
 #: Engine to its module, its package and the extra of the kit that installs it.
 ENGINES: dict[str, tuple[str, str, str]] = {

@@ -22,7 +22,8 @@ except ImportError:
     PACKAGE = "tflite-runtime"
 
 from kit.errors import InputError
-from kit.signature import Signature, Tensors
+from kit.signature import Signature
+from kit.tensors import Tensors
 
 _LIMITS = {
     np.dtype(kind): (int(np.iinfo(kind).min), int(np.iinfo(kind).max))

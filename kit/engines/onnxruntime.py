@@ -8,7 +8,8 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
 from kit.errors import InputError, MissingDependencyError
-from kit.signature import Signature, Tensors
+from kit.signature import Signature
+from kit.tensors import Tensors
 
 #: onnxruntime's errors share no base class of their own.
 _REFUSALS = (

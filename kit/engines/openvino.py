@@ -8,7 +8,8 @@ import numpy as np
 import openvino as ov
 
 from kit.errors import InputError
-from kit.signature import Signature, Tensors
+from kit.signature import Signature
+from kit.tensors import Tensors
 
 
 class OpenVino:

@@ -26,7 +26,8 @@ except OSError as error:  # its package is there, the libraries of it are not
 
 from kit.errors import InputError, MissingDependencyError, install_line
 from kit.files import read_json
-from kit.signature import Signature, Tensors, TensorSpec
+from kit.signature import Signature
+from kit.tensors import Tensors, TensorSpec
 
 _DRIVER = "libcuda.so.1"
 _DRIVER_HINT = "install NVIDIA's driver on a machine with a GPU, or use a bundle for another target"

@@ -17,7 +17,7 @@ from kit.inference.binary import decode_binary, encode_binary
 from kit.inference.body import write_json
 from kit.inference.card import Reply
 from kit.inference.failures import read_error
-from kit.signature import DTYPES, Tensors, TensorSpec
+from kit.tensors import DTYPES, Tensors, TensorSpec
 from kit.wire import DATATYPES, dtype_of
 
 _HEADER_LENGTH = b"inference-header-content-length"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kit.errors import InputError
-from kit.signature import DTYPES, TensorSpec
+from kit.tensors import DTYPES, TensorSpec
 
 _LENGTH = struct.Struct("<I")
 _WIRE_DTYPES: dict[str, Any] = {

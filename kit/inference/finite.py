@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kit.inference.errors import NotFiniteError
-from kit.signature import Signature, Tensors
+from kit.signature import Signature
+from kit.tensors import Tensors
 
 #: What runs an engine: validated tensors in, one array per output with as many rows out.
 Run = Callable[[Tensors], Tensors]

@@ -12,7 +12,7 @@ from typing import Any
 
 from kit.inference.body import write_json
 from kit.inference.card import Card, Reply
-from kit.signature import TensorSpec
+from kit.tensors import TensorSpec
 from kit.wire import DATATYPES
 
 _FACTS = ("columns", "nullable", "minimum", "maximum")

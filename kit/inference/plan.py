@@ -17,7 +17,8 @@ import numpy as np
 
 from kit.inference.body import write_json
 from kit.inference.request import InferRequest, Requested
-from kit.signature import DTYPES, Signature, Tensors, TensorSpec, check_tensor
+from kit.signature import Signature
+from kit.tensors import DTYPES, Tensors, TensorSpec, check_tensor
 from kit.wire import DATATYPES
 
 _PACK_CODES = {

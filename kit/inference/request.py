@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Protocol
 
 from kit.errors import InputError
 from kit.inference.body import MAX_SHOWN_CHARS
-from kit.signature import Signature, Tensors, TensorSpec
+from kit.signature import Signature
+from kit.tensors import Tensors, TensorSpec
 
 MAX_ID_CHARS = 256
 _LEAST_PRIORITY = 1 << 16

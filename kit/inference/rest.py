@@ -28,7 +28,8 @@ from kit.inference.request import (
     check_parameters,
     checked_id,
 )
-from kit.signature import Signature, Tensors
+from kit.signature import Signature
+from kit.tensors import Tensors
 from kit.wire import check_object, check_shape, decode_tensor
 
 #: ``model_name`` and ``model_version`` are what some clients repeat of the path; they are not looked at.

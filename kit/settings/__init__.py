@@ -46,7 +46,8 @@ from kit.settings.training import (
     TrainSettings,
     TuneSettings,
 )
-from kit.signature import ClassName, Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import ClassName, TensorSpec
 
 
 class ProjectSettings(Settings):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from kit.settings.fields import Seed, Settings
-from kit.signature import TensorSpec
+from kit.tensors import TensorSpec
 
 #: A duration: a number and s, m, h or d.
 DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from kit.errors import UnavailableError
 from kit.inference.errors import DeadlineError, OverloadedError
 from kit.inference.finite import Run
-from kit.signature import Tensors
+from kit.tensors import Tensors
 from serve.batching.running import Outcome, Request, run_batch
 from serve.batching.speed import Speed, measure
 from serve.batching.thread import EngineThread

@@ -14,7 +14,7 @@ import numpy as np
 
 from kit.errors import ModelError
 from kit.inference.finite import Run
-from kit.signature import Tensors
+from kit.tensors import Tensors
 
 #: An answer is a view into its batch's, unless that would keep alive more than this and more than so many
 #: times its own size; then it is a copy.

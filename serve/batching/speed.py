@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from kit.inference.finite import Run
-from kit.signature import Tensors
+from kit.tensors import Tensors
 
 _SIZES = 34
 _MEASURE_S = 0.5

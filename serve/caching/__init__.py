@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from kit.errors import ModelError
 from kit.inference.errors import DeadlineError
-from kit.signature import Tensors
+from kit.tensors import Tensors
 from serve.caching.keys import key_of
 from serve.caching.memory import MemoryCache, owned
 from serve.caching.redis import RedisCache

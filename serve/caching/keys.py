@@ -11,7 +11,7 @@ import struct
 
 import numpy as np
 
-from kit.signature import Tensors
+from kit.tensors import Tensors
 
 #: Goes into every key; changes when what is hashed changes.
 _SCHEME = b"kit answers 1"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from kit.signature import Tensors
+from kit.tensors import Tensors
 
 #: What an entry takes beside its values: its key and place, and for each tensor an array's head.
 _ENTRY_BYTES = 600

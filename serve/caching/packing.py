@@ -17,7 +17,7 @@ import struct
 import numpy as np
 
 from kit.errors import InputError
-from kit.signature import DTYPES, Tensors
+from kit.tensors import DTYPES, Tensors
 
 VERSION = 1
 _MOST_DIMS = 32

@@ -20,7 +20,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import InputError, MissingDependencyError, SettingsError, install_line
-from kit.signature import Tensors
+from kit.tensors import Tensors
 from serve.caching.packing import pack, unpack
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from kit.inference.request import (
     check_parameters,
     checked_id,
 )
-from kit.signature import DTYPES, Signature, Tensors, check_tensor
+from kit.signature import Signature
+from kit.tensors import DTYPES, Tensors, check_tensor
 from kit.wire import DATATYPES
 from serve.calls import Answer
 from serve.grpc import inference_pb2 as pb

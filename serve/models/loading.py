@@ -30,8 +30,8 @@ from kit.errors import InputError, ModelError, VerificationError
 from kit.inference.card import Card
 from kit.machine import resident_bytes
 from kit.model_version import ModelVersion
-from kit.signature import Tensors
 from kit.store import Store
+from kit.tensors import Tensors
 from serve.models.self_test import check_answers, tolerance_of
 from serve.version_key import VersionKey
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kit.errors import ModelError, VerificationError
-from kit.signature import Tensors
+from kit.tensors import Tensors
 
 #: What a version may differ by whose manifest names no tolerance of its own.
 DEFAULT_TOLERANCE = 1e-4

@@ -16,7 +16,7 @@ from kit.errors import InputError
 from kit.inference.body import MAX_SHOWN_CHARS, check_keys
 from kit.inference.card import Card, Reply
 from kit.inference.request import NO_PARAMETERS, check_parameters
-from kit.signature import TensorSpec
+from kit.tensors import TensorSpec
 from kit.wire import DATATYPES
 from serve.protocol.body import read_json, write_json
 

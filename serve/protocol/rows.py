@@ -20,7 +20,8 @@ from kit.inference.body import MAX_SHOWN_CHARS, check_keys
 from kit.inference.card import Card, Reply
 from kit.inference.plan import plan_of
 from kit.inference.request import NO_PARAMETERS, InferRequest, as_field, check_parameters, checked_id
-from kit.signature import Signature, Tensors, TensorSpec
+from kit.signature import Signature
+from kit.tensors import Tensors, TensorSpec
 from serve.protocol.body import read_json
 
 _LEAST_INT64 = -(1 << 63)

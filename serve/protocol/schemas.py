@@ -14,7 +14,8 @@ import numpy as np
 
 from kit.inference.card import Card
 from kit.inference.request import MAX_ID_CHARS
-from kit.signature import DTYPES, Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import DTYPES, TensorSpec
 from kit.wire import DATATYPES
 
 Schema = dict[str, Any]

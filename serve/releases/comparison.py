@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kit.signature import Tensors
+from kit.tensors import Tensors
 
 _MAX_DIFFERENCE = 1e100  # far from where sums would overflow
 

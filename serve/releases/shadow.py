@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kit.signature import Tensors
+from kit.tensors import Tensors
 from serve.releases.comparison import Counts, compare
 
 _MAX_WAITING = 32

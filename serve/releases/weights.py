@@ -18,7 +18,8 @@ from kit.project import Project
 from kit.reference import Reference, parse_reference
 from kit.registry import VersionRecord
 from kit.settings.serving import ReleaseSettings
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import TensorSpec
 from serve.releases.table import Change, Release, Weighted, check_shares
 
 _EXAMPLE = "give every VERSION its share, like 3=10 champion=90"

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from kit.settings.serving import PredictionLogSettings
-from kit.signature import Tensors, TensorSpec
+from kit.tensors import Tensors, TensorSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,7 +16,8 @@ from kit.engines import open_engine
 from kit.keypair import generate_key
 from kit.model_version import Parts, write_model_version
 from kit.project import Project
-from kit.signature import Signature, Tensors, TensorSpec
+from kit.signature import Signature
+from kit.tensors import Tensors, TensorSpec
 
 COLUMNS = ("a", "b", "c", "d")
 CLASSES = ("low", "middle", "high")

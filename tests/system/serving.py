@@ -23,7 +23,7 @@ import pytest
 
 from kit.project import Project
 from kit.settings.serving import ReleaseSettings
-from kit.signature import Tensors
+from kit.tensors import Tensors
 from kit.wire import decode_tensor
 from serve.grpc import inference_pb2 as pb
 from serve.releases.command import ReleaseResult

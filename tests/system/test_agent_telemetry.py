@@ -23,7 +23,8 @@ from kit.child import CODE_FOLDER
 from kit.files import canonical_json
 from kit.profile import profile
 from kit.runner import softmax
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import TensorSpec
 
 SIGNATURE = Signature(
     "classification",

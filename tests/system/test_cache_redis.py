@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from kit.errors import SettingsError
-from kit.signature import Tensors
+from kit.tensors import Tensors
 from serve.caching import MemoryCache, RedisCache, ResponseCache
 
 redis = pytest.importorskip("redis", reason="pip install 'batch-edge-kit[redis]'")

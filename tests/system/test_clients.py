@@ -20,7 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 from kit.engines import open_engine
 from kit.model_version import Parts, write_model_version
 from kit.project import Project
-from kit.signature import DTYPES, Signature, Tensors, TensorSpec
+from kit.signature import Signature
+from kit.tensors import DTYPES, Tensors, TensorSpec
 from tests.system.served_models import SIGNATURE, draw_rows, engine_answers, make_project
 from tests.system.serving import Served, body, serving
 

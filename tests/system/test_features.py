@@ -27,7 +27,7 @@ from jobs.preparation.prepared import Prepared, _warn_of_lost_words, fit_prepara
 from kit.errors import InputError, ProjectError
 from kit.project import Project
 from kit.rows import Part, Split
-from kit.signature import Tensors
+from kit.tensors import Tensors
 
 HEAD = """
 [project]

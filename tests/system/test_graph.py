@@ -35,7 +35,8 @@ from jobs.preparation.device import fitted_steps
 from jobs.preparation.frame import check_transformer, to_features, to_frame
 from kit.errors import GateError, ProjectError
 from kit.files import sha256_bytes
-from kit.signature import Signature, Tensors, TensorSpec
+from kit.signature import Signature
+from kit.tensors import Tensors, TensorSpec
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -18,7 +18,8 @@ from kit.model_version import ModelVersion, Parts, write_model_version
 from kit.project import Project
 from kit.rows import Part
 from kit.settings import GatesSettings
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import TensorSpec
 
 DATA = {"fingerprint": "ab" * 32, "held_out": "cd" * 32, "label": "side", "windows": []}
 

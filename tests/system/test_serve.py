@@ -12,7 +12,7 @@ import pyarrow as pa
 from prometheus_client.parser import text_string_to_metric_families
 from pyarrow import parquet
 
-from kit.signature import Tensors
+from kit.tensors import Tensors
 from serve.grpc import inference_pb2 as pb
 from tests.awaiting import await_true
 from tests.system.served_models import (

@@ -32,7 +32,8 @@ from kit.engines import open_engine
 from kit.keypair import generate_key
 from kit.model_version import Parts, write_model_version
 from kit.project import Project
-from kit.signature import Signature, Tensors, TensorSpec
+from kit.signature import Signature
+from kit.tensors import Tensors, TensorSpec
 from tests.awaiting import await_true
 from tests.system.load import Load, Tally, post
 

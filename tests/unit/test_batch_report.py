@@ -14,7 +14,8 @@ from kit.files import canonical_json
 from kit.observed import Observed
 from kit.profile import profile
 from kit.report.records.running import PredictRecord
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import TensorSpec
 
 SIGNATURE = Signature(
     "classification",

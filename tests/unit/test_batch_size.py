@@ -11,7 +11,8 @@ import pytest
 from jobs.batch.batch_size import SIZES, search
 from kit.engines import Engine
 from kit.errors import InputError
-from kit.signature import Signature, Tensors, TensorSpec
+from kit.signature import Signature
+from kit.tensors import Tensors, TensorSpec
 
 SIGNATURE = Signature(
     "regression",

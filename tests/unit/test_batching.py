@@ -16,7 +16,7 @@ import pytest
 from kit.errors import ModelError, UnavailableError
 from kit.inference.errors import DeadlineError, OverloadedError
 from kit.inference.finite import only_finite
-from kit.signature import Tensors
+from kit.tensors import Tensors
 from serve.batching import Batcher
 from serve.batching.batcher import QUEUE_S
 from serve.batching.running import Request

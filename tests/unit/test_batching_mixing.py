@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kit.errors import ModelError
 from kit.inference.errors import DeadlineError, OverloadedError
 from kit.inference.finite import only_finite
-from kit.signature import Tensors
+from kit.tensors import Tensors
 from serve.batching import Batcher
 
 

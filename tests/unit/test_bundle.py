@@ -21,8 +21,9 @@ from kit.files import canonical_json, read_json, sha256_file
 from kit.keypair import generate_key, load_trusted
 from kit.model_version import ModelVersion, Parts, write_model_version
 from kit.seal import seal
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
 from kit.steps import Block, Steps
+from kit.tensors import TensorSpec
 
 SIGNATURE = Signature(
     "classification",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kit.errors import InputError, ModelError
 from kit.inference.errors import DeadlineError, OverloadedError
-from kit.signature import Tensors
+from kit.tensors import Tensors
 from serve.caching import MemoryCache, ResponseCache, key_of
 from serve.caching.memory import owned
 from serve.caching.packing import pack, unpack

@@ -19,7 +19,8 @@ from edge.targets import find_target
 from kit.errors import InputError
 from kit.keypair import load_trusted
 from kit.model_version import ModelVersion, Parts, write_model_version
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import TensorSpec
 
 INT8 = Recipe("int8")
 HALVES = find_target("tensorrt-fp16").ladder[0]

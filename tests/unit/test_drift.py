@@ -12,7 +12,8 @@ from scipy import stats
 from kit.drift import FLOOR, Drift, compare, joined_bins, psi, threshold, wasserstein
 from kit.errors import InputError
 from kit.profile import profile
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import TensorSpec
 
 COUNTS = st.lists(st.integers(0, 1000), min_size=2, max_size=8).filter(any)
 

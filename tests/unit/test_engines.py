@@ -9,7 +9,8 @@ import pytest
 
 from kit.engines import ENGINES, Engine, open_engine
 from kit.errors import InputError, MissingDependencyError
-from kit.signature import Signature, Tensors, TensorSpec
+from kit.signature import Signature
+from kit.tensors import Tensors, TensorSpec
 
 BOTH = ("onnxruntime", "openvino")
 X = np.random.default_rng(0).uniform(-10, 10, (50, 2)).astype(np.float32)

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from kit.engines.litert import _levels
 from kit.errors import InputError
 from kit.runner import _softmax_of_row, softmax
-from kit.signature import TensorSpec, check_tensor
+from kit.tensors import TensorSpec, check_tensor
 
 FLOATS = some.floats(width=32, allow_nan=True, allow_infinity=True)
 ROWS = arrays.arrays(np.float32, some.tuples(some.just(1), some.integers(1, 12)), elements=FLOATS)

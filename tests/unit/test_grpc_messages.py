@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from kit.errors import InputError
 from kit.inference.card import Card
-from kit.signature import DTYPES, Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import DTYPES, TensorSpec
 from kit.wire import DATATYPES
 from serve.calls import Answer
 from serve.grpc import inference_pb2 as pb

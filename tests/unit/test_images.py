@@ -13,7 +13,8 @@ from kit.errors import InputError, SettingsError
 from kit.images import ImageLayout, decode_image, image_layout, list_data, read_images
 from kit.project import Project
 from kit.settings import DataSettings, InputSettings
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import TensorSpec
 
 COLOUR = ImageLayout("image", (3, 2, 4))
 GREY = ImageLayout("image", (1, 2, 4))

@@ -26,6 +26,7 @@ DEVICE_CORE = {
     "kit.archive": {"numpy", "cryptography"},
     "kit.arithmetic": {"numpy"},
     "kit.bundle": {"numpy", "cryptography"},
+    "kit.cells": {"numpy"},
     "kit.child": set(),
     "kit.delta": {"numpy", "bsdiff4"},  # bsdiff4 where deltas are made, never on a device
     "kit.engines": {"numpy"},
@@ -67,6 +68,7 @@ DEVICE_CORE = {
     "kit.signature": {"numpy"},
     "kit.signing": {"cryptography"},
     "kit.steps": {"numpy"},
+    "kit.tensors": {"numpy"},
     "kit.wire": {"numpy"},
 }
 

@@ -12,8 +12,8 @@ import pytest
 from kit import keypair
 from kit.errors import InputError, MissingDependencyError, ModelError, NotFoundError, VerificationError
 from kit.model_version import Parts, write_model_version
-from kit.signature import Tensors
 from kit.store import FolderStore
+from kit.tensors import Tensors
 from serve.models import EngineChoice, Loader, VersionKey, prime
 from serve.models.loading import repeat_rows
 from serve.models.self_test import DEFAULT_TOLERANCE, check_answers, tolerance_of

@@ -11,7 +11,8 @@ from kit.errors import InputError
 from kit.files import canonical_json
 from kit.observed import MAX_COLUMNS, Observed
 from kit.profile import profile
-from kit.signature import Signature, Tensors, TensorSpec
+from kit.signature import Signature
+from kit.tensors import Tensors, TensorSpec
 
 SIGNATURE = Signature(
     "classification",

@@ -9,7 +9,8 @@ import pytest
 
 from jobs.exporting.parity import Answer, Units, adversarial_rows, check_parity, run_onnx
 from kit.errors import GateError, InputError, ProjectError
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import TensorSpec
 
 SIGNATURE = Signature(
     "classification",

@@ -12,8 +12,9 @@ from jobs.cluster import check_reachable, check_room, is_local
 from jobs.predict import _check_outputs, _with_bytes
 from kit.errors import InputError, SettingsError, UnavailableError
 from kit.settings import PredictSettings
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
 from kit.tables import list_files
+from kit.tensors import TensorSpec
 
 REGRESSION = Signature("regression", (), (TensorSpec("value", "float32", (-1,)),))
 CLASSES = Signature(

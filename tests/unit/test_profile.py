@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from kit.files import canonical_json
 from kit.profile import CONFIDENCE_EDGES, confidence, profile
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import TensorSpec
 
 
 def numbers(values: Any, dtype: str = "float64") -> dict[str, Any]:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from kit.errors import InputError, KitError
 from kit.inference.plan import plan_of, request_of
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import TensorSpec
 from serve.protocol import (
     Card,
     InferRequest,

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from kit.errors import InputError
 from kit.inference.binary import decode_binary, encode_binary
-from kit.signature import DTYPES, Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import DTYPES, TensorSpec
 from kit.wire import DATATYPES
 from serve.protocol import Card, InferRequest, encode_answer, parse_infer, read_header_length
 from serve.protocol.body import read_json, write_json

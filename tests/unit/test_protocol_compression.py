@@ -11,7 +11,8 @@ import pytest
 from kit.errors import InputError
 from kit.inference.compression import QUICK_BYTES, Unpacking, answer_coding, pack
 from kit.inference.paths import Paths
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import TensorSpec
 from serve.protocol.rows import parse_rows
 
 PACKED = {b"gzip": gzip.compress, b"deflate": zlib.compress}

@@ -15,7 +15,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from kit.errors import KitError
-from kit.signature import DTYPES, Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import DTYPES, TensorSpec
 from serve.protocol import (
     OPEN_KINDS,
     Card,

@@ -13,7 +13,8 @@ from kit import errors
 from kit.errors import InputError, KitError, NotFoundError
 from kit.inference import errors as inference_errors
 from kit.inference.errors import MethodError, OverloadedError, UnauthorizedError
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import TensorSpec
 from serve.protocol import (
     ACTIONS,
     OPEN_KINDS,

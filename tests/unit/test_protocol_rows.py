@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from jobs.batch.actor import _with_outputs
 from kit.errors import InputError
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import TensorSpec
 from serve.protocol import Card, InferRequest, encode_rows, parse_rows
 
 SIGNATURE = Signature(

@@ -9,7 +9,8 @@ import pytest
 
 from jobs.preparation.raw import blank_rows, edge_rows, raw_input
 from kit.errors import ProjectError
-from kit.signature import Signature, TensorSpec, check_tensor
+from kit.signature import Signature
+from kit.tensors import TensorSpec, check_tensor
 
 
 def ids(

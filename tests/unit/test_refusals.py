@@ -16,7 +16,8 @@ from hypothesis import strategies as some
 from jobs.batch.refusals import Batches, accepted, by_halves
 from kit.engines import Engine, open_engine
 from kit.errors import InputError
-from kit.signature import Signature, Tensors, TensorSpec
+from kit.signature import Signature
+from kit.tensors import Tensors, TensorSpec
 
 VALUE = TensorSpec("value", "float32", (-1,))
 SIGNATURE = Signature("regression", (TensorSpec("x", "float32", (-1, 1), columns=("x",)),), (VALUE,))

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from kit.signature import Tensors
+from kit.tensors import Tensors
 from serve.releases.comparison import Counts, compare, total
 from serve.releases.shadow import Shadow
 

@@ -10,7 +10,8 @@ import pytest
 
 from edge.agent.rows import answer_lines, read_rows
 from kit.errors import InputError
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import TensorSpec
 
 SIGNATURE = Signature(
     task="classification",

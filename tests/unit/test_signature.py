@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from kit.errors import InputError, KitError, VerificationError
 from kit.files import canonical_json
-from kit.signature import DTYPES, Signature, TensorSpec, check_tensor
+from kit.signature import Signature
+from kit.tensors import DTYPES, TensorSpec, check_tensor
 
 MIXED = Signature(
     "classification",

@@ -27,8 +27,9 @@ from jobs.batch.sources import (
 )
 from kit.errors import InputError
 from kit.images import ImageLayout, list_data
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
 from kit.tables import TableFile, list_files, read_table, to_tensors
+from kit.tensors import TensorSpec
 
 SIGNATURE = Signature(
     "",

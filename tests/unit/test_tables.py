@@ -11,8 +11,9 @@ from pyarrow import csv, parquet
 
 from kit.errors import InputError
 from kit.manifest import fingerprint
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
 from kit.tables import list_files, read_table, to_tensors
+from kit.tensors import TensorSpec
 
 ROWS = {"größe in cm": [1.5, None, 3.0], "name": ["a", None, "ü, \n"], "n": [1, 2, 3]}
 TABLE = pa.table(ROWS)

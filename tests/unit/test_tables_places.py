@@ -8,8 +8,9 @@ import pytest
 from pyarrow import feather, ipc
 
 from kit.errors import InputError
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
 from kit.tables import FORMATS, list_files, read_file, read_table, to_tensors
+from kit.tensors import TensorSpec
 
 TABLE = pa.table({"größe": [1.5, None, 3.0], "name": ["a", None, "ü"], "n": [1, 2, 3]})
 

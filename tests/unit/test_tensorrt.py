@@ -13,7 +13,8 @@ import pytest
 from kit import files
 from kit.engines import Engine, open_engine
 from kit.errors import InputError, MissingDependencyError
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import TensorSpec
 from tests import tensorrt_twin as twin
 
 ROWS = np.random.default_rng(0).uniform(-10, 10, (50, 2)).astype(np.float32)

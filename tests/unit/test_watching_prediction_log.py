@@ -18,7 +18,8 @@ from pyarrow import parquet
 
 from kit.inference.card import Card
 from kit.settings.serving import PredictionLogSettings
-from kit.signature import Signature, Tensors, TensorSpec
+from kit.signature import Signature
+from kit.tensors import Tensors, TensorSpec
 from serve.watching import prediction_log
 from serve.watching.prediction_log import Answered, PredictionLog, keep_within
 
@@ -182,7 +183,8 @@ import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 import numpy as np
 from kit.settings.serving import PredictionLogSettings
-from kit.signature import Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import TensorSpec
 from kit.inference.card import Card
 from serve.watching.prediction_log import PredictionLog
 signature = Signature("regression", (TensorSpec("x", "float32", (-1,)),), ())

@@ -11,7 +11,8 @@ import orjson
 import pytest
 
 from kit.errors import InputError, KitError
-from kit.signature import DTYPES, Signature, TensorSpec
+from kit.signature import Signature
+from kit.tensors import DTYPES, TensorSpec
 from kit.wire import DATATYPES, decode_tensor, dtype_of, encode_tensor
 
 ARRAYS: dict[str, np.ndarray] = {

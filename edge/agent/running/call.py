@@ -23,7 +23,8 @@ from kit.errors import NotFoundError, UnavailableError
 from kit.inference.asking import read_answer, write_request
 from kit.inference.card import Reply
 from kit.inference.failures import read_error
-from kit.signature import ClassName, Signature, Tensors, TensorSpec
+from kit.signature import Signature
+from kit.tensors import ClassName, Tensors, TensorSpec
 from kit.wire import dtype_of
 
 SOCKET = Path("run") / "agent.sock"

@@ -32,7 +32,7 @@ from kit.inference.errors import DeadlineError, OverloadedError
 from kit.machine import resident_bytes
 
 if TYPE_CHECKING:
-    from kit.signature import Tensors
+    from kit.tensors import Tensors
 
 _log = logging.getLogger("kit.agent")
 

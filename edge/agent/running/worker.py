@@ -38,7 +38,7 @@ from kit.inference.metadata import describe_model
 from kit.inference.request import InferRequest, timeout_s_of
 from kit.inference.rest import encode_answer, parse_infer
 from kit.runner import Runner
-from kit.signature import Tensors
+from kit.tensors import Tensors
 
 if TYPE_CHECKING:
     from edge.agent.device import Device

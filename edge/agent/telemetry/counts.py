@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from kit.observed import MAX_COLUMNS, OBSERVED, Observed
-from kit.signature import Signature, Tensors
+from kit.signature import Signature
+from kit.tensors import Tensors
 
 _TOGETHER_ROWS = 256
 _TOGETHER_BYTES = 1 << 20
