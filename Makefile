@@ -69,7 +69,7 @@ JOURNEYS := $(foreach each,demo walkthrough submit,tests/system/test_$(each).py)
 DEVICES := $(foreach each,agent* crash* flash* fleet* hard* install keyrings* notices pull* soak tamper,$(wildcard tests/system/test_$(each).py))
 OTHERS := $(filter-out $(ENDPOINT) $(JOURNEYS) $(DEVICES),$(wildcard tests/system/test_*.py))
 # The longest begin first.
-LANES := test-journeys test-fitting test-batch test-devices test-endpoint test-others test-unit
+LANES := test-fitting test-journeys test-others test-devices test-batch test-endpoint test-unit
 lane = @mkdir -p .pytest_cache; $(BIN)/python -m pytest $(2) >.pytest_cache/$(1).log 2>&1; status=$$?; \
 	cat .pytest_cache/$(1).log; exit $$status
 
