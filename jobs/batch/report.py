@@ -119,7 +119,7 @@ def preload() -> None:
     with contextlib.suppress(ImportError):
         importlib.import_module("kit.report.plots.batch")
         importlib.import_module("matplotlib.figure")
-        importlib.import_module("scipy.stats")
+        importlib.import_module("scipy.special")
 
 
 def write_page(project: Project, facts: Mapping[str, Any]) -> bytes:

@@ -139,8 +139,8 @@ def _shards_run(task: Task, left: Sequence[Shard]) -> tuple[Stay, ...]:
     """Run the shards that are left on Ray; gives when which node held an actor."""
     settings, plan = task.settings, task.plan
     allowance = Allowance(settings.max_bad_rows, n_rows=plan.n_rows)
-    threading.Thread(target=preload, daemon=True).start()  # while Ray's start waits for its processes
     with connected(settings.address, project=task.project), _hinted(task):
+        threading.Thread(target=preload, daemon=True).start()  # while the actors' processes start
         gpus = 1.0 if settings.device in ("cuda", "tensorrt") else 0.0
         if settings.workers:
             check_room(settings.workers, threads=max(settings.threads, 1), address=settings.address)
