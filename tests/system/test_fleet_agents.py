@@ -38,6 +38,15 @@ onnxruntime.InferenceSession = Session
 """
 
 
+@pytest.fixture
+def project(digits_project: Path, bundles, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """The project that commands find here; its key signs the bundles."""
+    monkeypatch.chdir(digits_project)
+    project = Project.open(digits_project)
+    bundles.key = project.signing_key()
+    return project
+
+
 @contextlib.contextmanager
 def running(folder: Path, *, wrong: str = "") -> Iterator[None]:
     """Run a device's agent; ``wrong`` is the digest of a bundle that this device computes wrongly."""
@@ -76,15 +85,10 @@ def devices(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
     return {each["name"]: each for each in json.loads(kit(capsys, "devices", "list", "--json"))["devices"]}
 
 
-def test_agents_take_a_bundle_and_give_it_back(
-    digits_project: Path, bundles, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(digits_project)
-    project = Project.open(digits_project)
-    bundles.key = project.signing_key()
+def test_agents_take_a_bundle_and_give_it_back(project: Project, bundles, tmp_path: Path, capsys) -> None:
     first, second = bundles.make(release=1), bundles.make(release=2)
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(served(digits_project, "--poll-s", "1"))
+        server = stack.enter_context(served(project.folder, "--poll-s", "1"))
         for name in ("one", "two"):
             stack.enter_context(running(enrolled(tmp_path / name, project, server, capsys)))
 
@@ -109,16 +113,13 @@ def test_agents_take_a_bundle_and_give_it_back(
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install -y chromium")
 def test_one_device_of_five_gives_a_bundle_back_by_itself_and_is_then_flashed_by_hand(
-    digits_project: Path, bundles, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+    project: Project, bundles, tmp_path: Path, capsys
 ) -> None:
-    monkeypatch.chdir(digits_project)
-    project = Project.open(digits_project)
-    bundles.key = project.signing_key()
     first, second, third = (bundles.make(release=release) for release in (1, 2, 3))
     names = [f"press-{number}" for number in range(1, 6)]
     odd = "press-4"
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(served(digits_project, "--poll-s", "1"))
+        server = stack.enter_context(served(project.folder, "--poll-s", "1"))
         for name in names:
             folder = enrolled(tmp_path / name, project, server, capsys)
             stack.enter_context(running(folder, wrong=second.digest if name == odd else ""))
@@ -126,7 +127,7 @@ def test_one_device_of_five_gives_a_bundle_back_by_itself_and_is_then_flashed_by
         kit(capsys, *rolling, str(first.path), "--follow")
         assert {each["digest"] for each in devices(capsys).values()} == {first.digest}
 
-        token = (digits_project / ".kit" / "fleet" / "admin.token").read_text().strip()
+        token = (project.state / "fleet" / "admin.token").read_text().strip()
         page = stack.enter_context(browser(tmp_path))
         page.go(f"{server.url}#token={token}")
         kit(capsys, *rolling, str(second.path), "--success", "80%")

@@ -213,6 +213,7 @@ def test_an_agent_that_would_ask_in_an_hour_installs_what_a_message_points_to(
             broker.start()
             second = publish(2)
             await_true(lambda: runs(second), why="the second bundle was not installed")
+            assert Device(device_folder).state().previous == first
         finally:
             agent.terminate()
             agent.wait(30)

@@ -443,7 +443,9 @@ def test_a_clock_that_is_set_back_does_not_bring_an_expired_key_to_life(
     monkeypatch.setattr(time, "time", lambda: 1_000_000_000.0)  # before the key's end; the keyring is newer
     bundle = scene.bundles.make(release=6)
     require_refused(scene, scene.deliver(bundle), "VerificationError", "has expired on 2020-09-13")
-    require_confirmed(scene, scene.bundles.make(release=7, key=second))
+    successor = scene.bundles.make(release=7, key=second)
+    require_confirmed(scene, successor)
+    assert scene.device.good_slot().bundle.digest == successor.digest
 
 
 def test_a_full_disk_leaves_everything_as_it_was(

@@ -45,6 +45,7 @@ def test_the_official_reader_reads_every_word_of_it() -> None:
     predicate = json_format.ParseDict(made["predicate"], provenance_pb2.Provenance())  # refuses unknown keys
     for each in predicate.build_definition.resolved_dependencies:
         ResourceDescriptor.copy_from_pb(each).validate()
+    assert json_format.MessageToDict(predicate) == made["predicate"]
 
 
 def test_it_holds_what_slsa_requires() -> None:
